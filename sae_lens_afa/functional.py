@@ -1,0 +1,144 @@
+"""The mathematics of approximate feature activation (AFA) as pure functions of tensors.
+
+Source: "Evaluating and Designing Sparse Autoencoders by Approximating Quasi-Orthogonality", arXiv 2503.24277.
+If z = sum_i f_i d_i with unit d_i, pairwise almost orthogonal, then ||f|| is close to ||z||: the dense norm says
+what the feature norm ought to be, without looking at the features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm"]
+
+
+class Coherence(NamedTuple):
+    """How far a dictionary is from orthogonal: over all pairs i != j of unit rows, |<d_i, d_j>|."""
+
+    max: float
+    mean: float
+
+
+def feature_norm(feature_acts: Tensor, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+    """Norm of the feature vector in the units of the input, ||[f_i ||d_i||, ||b_dec||]|| (section 4).
+
+    Args:
+        feature_acts: Activations not scaled by decoder norms, shape [..., d_sae].
+        W_dec: Decoder, shape [d_sae, d_in]. Its row norms scale the activations, so that the result does not
+            depend on how scale is split between encoder and decoder.
+        b_dec: Decoder bias, shape [d_in], counted as one more feature: the paper's form, to be compared with
+            the norm of the un-centred input. None leaves it out: the centred form, to be compared with
+            ||x - b_dec||.
+
+    Returns:
+        Shape [...].
+
+    Raises:
+        ValueError: the last axis of an argument does not fit `W_dec`.
+    """
+    _check_matrix("W_dec", W_dec)
+    d_sae, d_in = W_dec.shape
+    _check_last_axis("feature_acts", feature_acts, "d_sae", d_sae)
+    norms = torch.linalg.vector_norm(feature_acts * torch.linalg.vector_norm(W_dec, dim=-1), dim=-1)
+    if b_dec is None:
+        return norms
+    _check_last_axis("b_dec", b_dec, "d_in", d_in)
+    return torch.hypot(norms, torch.linalg.vector_norm(b_dec).to(norms.dtype))
+
+
+def afa_loss(feature_acts: Tensor, x: Tensor) -> Tensor:
+    """The AFA loss, mean over tokens of (||f|| - ||x||)^2 (section 5).
+
+    Args:
+        feature_acts: Activations f, shape [..., d_sae], not scaled by decoder norms.
+        x: What the SAE encodes, un-centred and after input normalisation, shape [..., d_in].
+
+    Returns:
+        A scalar, at least float32. Its gradient at f = 0 is 0.
+
+    Raises:
+        ValueError: the leading axes differ.
+    """
+    if feature_acts.shape[:-1] != x.shape[:-1]:
+        raise ValueError(
+            "feature_acts and x must agree in all axes but the last (one row per token),"
+            f" got {list(feature_acts.shape)} and {list(x.shape)}."
+        )
+    return (_row_norm(feature_acts) - _row_norm(x)).square().mean()
+
+
+def epsilon_lbo(dense_norm: Tensor, feature_norm: Tensor, d_sae: int) -> Tensor:
+    """Lower bound on the quasi-orthogonality eps that explains a token's norms (section 4).
+
+    | ||z||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2): if all pairs of features overlap by at most eps, it is at most eps.
+
+    Args:
+        dense_norm: ||z|| per token, shape [...].
+        feature_norm: ||f|| per token, same shape; see `feature_norm`.
+        d_sae: Number of features, without the bias.
+
+    Returns:
+        Shape [...]; NaN where it is undefined: ||f|| = 0, or d_sae = 1.
+
+    Raises:
+        ValueError: the shapes differ or d_sae < 1.
+    """
+    if dense_norm.shape != feature_norm.shape:
+        raise ValueError(
+            f"dense_norm and feature_norm must have one shape, got {list(dense_norm.shape)}"
+            f" and {list(feature_norm.shape)}."
+        )
+    if d_sae < 1:
+        raise ValueError(f"d_sae must be at least 1, got {d_sae}.")
+    if d_sae == 1:
+        return torch.full_like(feature_norm, torch.nan)
+    # Of the ratio and not of the squares: those of large norms overflow, and close norms cancel.
+    ratio = dense_norm / torch.where(feature_norm == 0, torch.nan, feature_norm)
+    return (ratio - 1).abs() * (ratio + 1) / (d_sae - 1)
+
+
+def coherence(W_dec: Tensor, *, block_size: int = 1024) -> Coherence:
+    """Largest and mean overlap of a dictionary's directions: the eps that quasi-orthogonality is about.
+
+    Args:
+        W_dec: Decoder, shape [d_sae, d_in]; rows are normalised first, zero rows overlap with nothing.
+        block_size: Rows per block. Memory is block_size * d_sae, never d_sae * d_sae.
+
+    Returns:
+        Maximum and mean of |<d_i, d_j>| over i != j; both NaN for a single row.
+
+    Raises:
+        ValueError: `W_dec` is not a matrix.
+    """
+    _check_matrix("W_dec", W_dec)
+    unit = torch.nn.functional.normalize(W_dec.detach().float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
+    n = len(unit)
+    if n == 1:
+        return Coherence(torch.nan, torch.nan)
+    largest = unit.new_zeros(())
+    total = unit.new_zeros((), dtype=torch.float32 if unit.device.type == "mps" else torch.float64)
+    for start in range(0, n, block_size):
+        overlaps = (unit[start : start + block_size] @ unit.T).abs_()
+        overlaps.diagonal(offset=start).zero_()
+        largest = torch.maximum(largest, overlaps.amax())
+        total += overlaps.sum(-1).to(total.dtype).sum()
+    return Coherence(float(largest), float(total) / (n * (n - 1)))
+
+
+def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
+    """Norms along the last axis, accumulated in at least float32."""
+    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def _check_matrix(name: str, tensor: Tensor) -> None:
+    if tensor.ndim != 2:
+        raise ValueError(f"{name} must be a matrix [d_sae, d_in], got shape {list(tensor.shape)}.")
+
+
+def _check_last_axis(name: str, tensor: Tensor, axis: str, size: int) -> None:
+    if tensor.ndim == 0 or tensor.shape[-1] != size:
+        raise ValueError(f"{name}: the last axis must be {axis} = {size}, as in W_dec, got {list(tensor.shape)}.")

@@ -1,0 +1,197 @@
+"""SAELens' language-model runner, made safe to interrupt: whole checkpoints, and checks before the work starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from typing_extensions import override
+
+__all__ = ["InterruptibleTrainingRunner", "TrainingInterrupted", "check_checkpoint", "check_output_folder", "config_from_checkpoint"]
+
+_CHECKPOINT_FILES = (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+)
+# Config fields that may differ between a checkpoint and the run that continues it.
+_FREE_FIELDS = {"device", "metadata"}
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training stopped on SIGINT or SIGTERM after a whole step.
+
+    Attributes:
+        checkpoint: The checkpoint from which the run can be resumed; None if the run keeps no checkpoints.
+    """
+
+    def __init__(self, checkpoint: Path | None) -> None:
+        self.checkpoint = checkpoint
+        saved = f"checkpoint saved in {checkpoint}" if checkpoint else "no checkpoint saved (checkpoint_path is None)"
+        super().__init__(f"training interrupted, {saved}")
+
+
+class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
+    """`LanguageModelSAETrainingRunner` whose interruption loses nothing.
+
+    On SIGINT or SIGTERM the step in progress is finished, a whole checkpoint is written (weights, optimizer,
+    schedulers, statistics, position in the data; SAELens' own handler keeps only the last of these), and
+    `TrainingInterrupted` says where it is. A second signal stops at once. A checkpoint given as
+    `resume_from_checkpoint` is checked before the model is loaded.
+
+    The mixing buffer and the random state are not part of SAELens' checkpoints: a resumed run sees other batches
+    of the same text than an uninterrupted one.
+    """
+
+    @override
+    def __init__(self, cfg: LanguageModelSAERunnerConfig[Any], **overrides: Any) -> None:
+        if cfg.resume_from_checkpoint is not None:
+            check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
+        super().__init__(cfg, **overrides)
+
+    @override
+    def run_trainer_with_interruption_handling(
+        self, trainer: SAETrainer[TrainingSAE[TrainingSAEConfig], TrainingSAEConfig]
+    ) -> TrainingSAE[Any]:
+        # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
+        done = trainer.n_training_samples
+        trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > done]
+        with _stop_request() as stop:
+            # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
+            # where the last step is complete and the next has not begun.
+            at_step_start = trainer.maybe_reset_sparsity
+
+            def stop_if_requested() -> dict[str, Any]:
+                if stop:
+                    raise TrainingInterrupted(self._save_whole_checkpoint(trainer))
+                return at_step_start()
+
+            trainer.maybe_reset_sparsity = stop_if_requested
+            return trainer.fit()
+
+    @override
+    def save_final_sae(
+        self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
+    ) -> None:
+        """Write the inference SAE beside `output_path` first, then move it into place."""
+        final = Path(output_path)
+        partial = final.with_name(f".{final.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        super().save_final_sae(sae, str(partial), log_feature_sparsity)
+        final.mkdir(parents=True, exist_ok=True)
+        for file in partial.iterdir():
+            os.replace(file, final / file.name)
+        partial.rmdir()
+
+    def _save_whole_checkpoint(self, trainer: SAETrainer[Any, Any]) -> Path | None:
+        if self.cfg.checkpoint_path is None:
+            return None
+        folder = Path(self.cfg.checkpoint_path)
+        partial, whole = folder / f".{trainer.n_training_samples}.partial", folder / str(trainer.n_training_samples)
+        if whole.exists():  # a regular checkpoint of this very step
+            return whole
+        trainer.save_checkpoint(checkpoint_name=partial.name, base_path=folder)
+        partial.rename(whole)
+        return whole
+
+
+@contextmanager
+def _stop_request() -> Iterator[list[int]]:
+    """Yield a list that is empty until SIGINT or SIGTERM arrives; a second signal acts as if nobody listened."""
+    received: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001  (the signature of a handler)
+        received.append(number)
+        restore()
+        print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
+
+    for number in previous:
+        signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def check_output_folder(output: Path, *, overwrite: bool) -> None:
+    """Refuse an output folder that exists, unless it may be overwritten.
+
+    Raises:
+        FileExistsError: it exists and `overwrite` is False, or it is not a folder.
+    """
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"output {output} exists and is not a folder; give another one.")
+    if output.exists() and not overwrite:
+        raise FileExistsError(f"output folder {output} exists; pass --overwrite to replace it, or give another one.")
+
+
+def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:
+    """Refuse a checkpoint that this run cannot continue.
+
+    Args:
+        checkpoint: Folder of a checkpoint of SAELens' runner.
+        sae_cfg: The SAE configuration of the run that is to continue it.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: its configuration is of another architecture, or differs in a field.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"checkpoint to resume from: {folder} is not a folder.")
+    if missing := [name for name in _CHECKPOINT_FILES if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"checkpoint to resume from: {folder} has no {', '.join(missing)}; it must be a folder that the"
+            " runner wrote, <checkpoint_path>/<id>/<number of tokens>."
+        )
+    saved, current = json.loads((folder / SAE_CFG_FILENAME).read_text()), sae_cfg.to_dict()
+    differing = [
+        f"{field} is {saved[field]!r} there and {value!r} here"
+        for field, value in current.items()
+        if field in saved and field not in _FREE_FIELDS and saved[field] != value
+    ]
+    if differing:
+        raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
+
+
+def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConfig[Any]:
+    """The configuration of the run that wrote `checkpoint`, set to resume from it.
+
+    Raises:
+        FileNotFoundError: there is no run configuration in the folder.
+    """
+    path = Path(checkpoint) / RUNNER_CFG_FILENAME
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint to resume from: {path} does not exist; give the folder of a checkpoint.")
+    cfg = LanguageModelSAERunnerConfig.from_dict(json.loads(path.read_text()))
+    cfg.resume_from_checkpoint = str(checkpoint)
+    return cfg

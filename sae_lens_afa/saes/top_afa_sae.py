@@ -1,0 +1,317 @@
+"""top-AFA: an SAE that picks the number of active features per token by matching norms (arXiv 2503.24277, section 5).
+
+The rule itself is in `sae_lens_afa.selection`, the loss term in `sae_lens_afa.functional.afa_loss`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import (
+    SAE,
+    SAEConfig,
+    TrainCoefficientConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
+from torch import Tensor, nn
+from typing_extensions import override
+
+from sae_lens_afa.functional import afa_loss, epsilon_lbo, feature_norm
+from sae_lens_afa.saes._checks import (
+    check_activations,
+    check_choice,
+    check_integer,
+    check_number,
+    check_shape_fields,
+    check_state_dict,
+)
+from sae_lens_afa.saes._unit_norm import arm_unit_norm
+from sae_lens_afa.selection import norm_matching_topk
+
+PAPER_AFA_COEFFICIENT = 1 / 32
+
+
+@dataclass
+class TopAFASAEConfig(SAEConfig):
+    """Configuration of a `TopAFASAE`; the fields are those of every SAELens SAE.
+
+    Raises:
+        ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, or a
+            size below 1; the message names the field.
+    """
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "top_afa"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shape_fields(self)
+
+
+class TopAFASAE(SAE[TopAFASAEConfig]):
+    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else.
+
+    A token's code depends on that token alone, so any leading dimensions will do.
+    """
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        _init_as_reference(self)
+
+    @override
+    def process_sae_in(self, sae_in: Tensor) -> Tensor:
+        return _normalized_input(self, sae_in) - self.b_dec
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
+        return _encode_centered(self, self.process_sae_in(x))[0]
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
+        recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        check_state_dict(state_dict, _parameter_shapes(self.cfg))
+
+    @override
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        raise NotImplementedError(_NO_WHITENING)
+
+
+@dataclass(kw_only=True)
+class TopAFATrainingSAEConfig(TrainingSAEConfig):
+    """Configuration for training a top-AFA SAE. There is no k: every token gets its own.
+
+    Args:
+        afa_coefficient: Weight of the AFA loss, in the paper's units (against an MSE that is a mean over
+            features) whatever `loss_reduction`. 0 leaves the term out.
+        afa_warm_up_steps: Steps over which that weight rises linearly from 0.
+        aux_loss_coefficient: Weight of the loss that has dead latents reconstruct the residual, in the same units.
+        k_aux: Most dead latents per token that take part in it.
+        loss_reduction: "sum" over features, SAELens' scale: every term is d_in times the paper's.
+            "mean": the paper's own.
+        unit_norm_decoder: Keep decoder rows at norm 1 while training (see `sae_lens_afa.saes._unit_norm`).
+        detach_aux_residual: Send no gradient of the auxiliary loss through the residual that the dead latents
+            are to reconstruct. The reference implementation does not detach.
+        normalize_activations: "layer_norm" gives every token ||x|| = sqrt(d_in - 1), so that a coefficient
+            means the same for every model. "none" and "expected_average_only_in" work too.
+        decoder_init_norm: None is the reference's initialisation (W_enc uniform within +-sqrt(6 / d_sae), W_dec
+            its row-normalised transpose); a number is SAELens' heuristic, decoder rows of that norm.
+
+    Raises:
+        ValueError: a value outside its range; the message names the field and what it may be.
+    """
+
+    afa_coefficient: float = PAPER_AFA_COEFFICIENT
+    afa_warm_up_steps: int = 0
+    aux_loss_coefficient: float = 1 / 32
+    k_aux: int = 512
+    loss_reduction: Literal["sum", "mean"] = "sum"
+    unit_norm_decoder: bool = True
+    detach_aux_residual: bool = True
+    decoder_init_norm: float | None = None
+    normalize_activations: Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"] = (
+        "layer_norm"
+    )
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "top_afa"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_shape_fields(self)
+        check_number(self, "afa_coefficient")
+        check_integer(self, "afa_warm_up_steps", at_least=0)
+        check_number(self, "aux_loss_coefficient")
+        check_integer(self, "k_aux", at_least=1)
+        check_choice(self, "loss_reduction", ("sum", "mean"))
+        if self.decoder_init_norm is not None:
+            check_number(self, "decoder_init_norm", positive=True)
+
+    @classmethod
+    def paper(
+        cls, *, d_in: int, d_sae: int, afa_coefficient: float = PAPER_AFA_COEFFICIENT, **overrides: Any
+    ) -> TopAFATrainingSAEConfig:
+        """The reference implementation's setting: losses as means over features, auxiliary residual not detached.
+
+        Args:
+            d_in: Width of the activations.
+            d_sae: Number of features; the paper's GPT-2 runs have 16 * d_in.
+            afa_coefficient: The one hyperparameter that the paper varies (1/128 to 1/16).
+            overrides: Any other field.
+        """
+        settings: dict[str, Any] = {"loss_reduction": "mean", "detach_aux_residual": False, **overrides}
+        return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
+
+
+class TopAFATrainingSAE(TrainingSAE[TopAFATrainingSAEConfig]):
+    """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
+
+    All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
+    for every model. `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
+    `afa_loss` and `auxiliary_reconstruction_loss`; `sae_out` is in the space of the raw input.
+    """
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        if self.cfg.decoder_init_norm is None:
+            _init_as_reference(self)
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {"afa": TrainCoefficientConfig(self.cfg.afa_coefficient, self.cfg.afa_warm_up_steps)}
+
+    @override
+    def process_sae_in(self, sae_in: Tensor) -> Tensor:
+        return _normalized_input(self, sae_in) - self.b_dec
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
+        return _encode_centered(self, self.process_sae_in(x))
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        x = _normalized_input(self, step_input.sae_in)
+        feature_acts, hidden_pre = _encode_centered(self, x - self.b_dec)
+        recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
+        losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
+        return TrainStepOutput(
+            sae_in=step_input.sae_in,
+            sae_out=self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head),
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=self._norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
+        )
+
+    @override
+    def calculate_aux_loss(
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        """The two terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
+        x = step_input.sae_in
+        coefficient = step_input.coefficients["afa"]
+        return {
+            "afa_loss": coefficient * self._loss_scale * afa_loss(feature_acts, x),
+            "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient
+            * self._loss_scale
+            * self._dead_latent_loss(step_input.dead_neuron_mask, feature_acts, hidden_pre, x - sae_out),
+        }
+
+    def _dead_latent_loss(
+        self, dead: Tensor | None, feature_acts: Tensor, hidden_pre: Tensor, residual: Tensor
+    ) -> Tensor:
+        """Mean squared error of the residual's reconstruction by the k_aux largest dead latents of each token."""
+        if dead is None or self.cfg.aux_loss_coefficient == 0:
+            return residual.new_zeros(())
+        # The trainer's mask is from before this batch: what fires now is not dead.
+        fired = feature_acts.detach().flatten(0, -2).amax(0) > 0
+        index = (dead & ~fired).nonzero().squeeze(-1)
+        if len(index) == 0:
+            return residual.new_zeros(())
+        acts = hidden_pre[..., index].relu()
+        if len(index) > self.cfg.k_aux:
+            largest = acts.topk(self.cfg.k_aux, dim=-1, sorted=False)
+            acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
+        if self.cfg.detach_aux_residual:
+            residual = residual.detach()
+        return (acts @ self.W_dec[index] - residual).square().mean()
+
+    @property
+    def _loss_scale(self) -> int:
+        """From the paper's means over features to the sums over features that SAELens logs and compares."""
+        return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
+
+    @torch.no_grad()
+    def _norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Tensor | float | int | Any]:
+        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred)."""
+        dense, features = torch.linalg.vector_norm(x, dim=-1), feature_norm(feature_acts, self.W_dec, self.b_dec)
+        l0 = torch.count_nonzero(feature_acts, dim=-1).float()
+        return {
+            "afa_norm_ratio": (features / dense).median(),
+            "afa_epsilon_lbo": epsilon_lbo(dense, features, self.cfg.d_sae).nanmedian(),
+            "afa_frac_over_activated": (features > dense).float().mean(),
+            "l0_std": l0.std(correction=0),
+        }
+
+    @override
+    def train(self, mode: bool = True) -> TopAFATrainingSAE:
+        super().train(mode)
+        if mode and self.cfg.unit_norm_decoder:
+            arm_unit_norm(self, fold=True)
+        return self
+
+    @override
+    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
+        super().load_weights_from_checkpoint(checkpoint_path)
+        if self.cfg.unit_norm_decoder:
+            arm_unit_norm(self, fold=False)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        check_state_dict(state_dict, _parameter_shapes(self.cfg))
+
+    @override
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        raise NotImplementedError(_NO_WHITENING)
+
+
+_AnySAE = TopAFASAE | TopAFATrainingSAE
+_NO_WHITENING = (
+    "a top-AFA SAE cannot absorb a whitening: it would change the norms by which features are selected."
+    " Train with normalize_activations='layer_norm' or 'none'."
+)
+
+
+def _parameter_shapes(cfg: SAEConfig) -> dict[str, tuple[int, ...]]:
+    return {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_in), "b_dec": (cfg.d_in,)}
+
+
+def _init_as_reference(sae: _AnySAE) -> None:
+    """W_enc uniform within +-sqrt(6 / d_sae), W_dec its row-normalised transpose, b_dec zero."""
+    bound = (6 / sae.cfg.d_sae) ** 0.5
+    nn.init.uniform_(sae.W_enc.data, -bound, bound)
+    sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
+
+
+def _normalized_input(sae: _AnySAE, sae_in: Tensor) -> Float[Tensor, "*tokens d_in"]:
+    """The raw activations as the SAE decodes them: checked, flattened, normalised, not centred."""
+    check_activations(sae_in, sae.cfg.d_in, heads=sae.hook_z_reshaping_mode)
+    x = sae.hook_sae_input(sae.reshape_fn_in(sae_in.to(sae.dtype)))
+    return sae.run_time_activation_norm_fn_in(x)
+
+
+def _encode_centered(
+    sae: _AnySAE, x_centered: Float[Tensor, "*tokens d_in"]
+) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
+    """Feature activations and pre-activations of x - b_dec; the target of the selection is ||x - b_dec||."""
+    hidden_pre = sae.hook_sae_acts_pre(x_centered @ sae.W_enc)
+    accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
+    target_norm = torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
+    decoder_norm = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=torch.float32)
+    selected = norm_matching_topk(hidden_pre, target_norm, decoder_norm)
+    return sae.hook_sae_acts_post(selected), hidden_pre

@@ -1,0 +1,109 @@
+"""The top-AFA selection rule: which features are active when the norm of the features must match the input's.
+
+One public function, `norm_matching_topk`, over interchangeable back ends that all give the same result.
+Source: arXiv 2503.24277, section 5 (top-AFA): keep the k* largest scaled activations, where k* brings the norm
+of what is kept nearest to the norm of the dense activation.
+
+With e_i = (a_i ||d_i||)^2 in float32, sorted descending, E_k = e_(1) + ... + e_(k) in float64 and the target norm t:
+
+    k* = argmin over 1 <= k <= n_positive of | sqrt(E_k) - t |,   the smallest k on a tie
+
+and equal values at the boundary are taken lowest index first. The mask is a constant for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sae_lens_afa.selection._rows import select_rows
+
+__all__ = ["available_backends", "norm_matching_topk"]
+
+_Backend = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+_BACKENDS: dict[str, _Backend] = {"torch": select_rows}
+
+
+def available_backends() -> list[str]:
+    """Names of the back ends that can run here, fastest first; `backend="auto"` takes the first."""
+    return list(_BACKENDS)
+
+
+def norm_matching_topk(
+    acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None = None, *, backend: str = "auto"
+) -> Tensor:
+    """Zero all but the largest activations, so many that their norm is nearest to `target_norm`.
+
+    Args:
+        acts: Pre-activations, shape [..., d_sae], any floating dtype. Negative entries count as 0, so the
+            values before or after a ReLU give the same result.
+        target_norm: Norm to match, shape [...] (that of `acts` without its last axis), in the units of
+            `acts * decoder_norm`.
+        decoder_norm: Norms ||d_i|| of the decoder rows, shape [d_sae]; None stands for all ones.
+        backend: One of `available_backends()`, or "auto".
+
+    Returns:
+        `acts` with all entries zeroed but those selected; its shape and dtype. Selection is done in float32
+        with float64 sums, whatever the dtype. In every row with a positive entry at least one is kept; a row
+        without any is zero. A row with a non-finite activation or target is returned as it is, so that
+        NaN and inf stay visible. The gradient is that of a constant mask.
+
+    Raises:
+        TypeError: `acts` or a norm is not a floating-point tensor.
+        ValueError: a shape does not fit, or `backend` is not available.
+
+    Example:
+        >>> acts = torch.tensor([[3.0, -1.0, 4.0, 0.5]])
+        >>> norm_matching_topk(acts, torch.tensor([4.9]))
+        tensor([[3., 0., 4., 0.]])
+    """
+    _check(acts, target_norm, decoder_norm, backend)
+    chosen = next(iter(_BACKENDS)) if backend == "auto" else backend
+    return torch.ops.sae_lens_afa.norm_matching_topk(acts, target_norm, decoder_norm, chosen)
+
+
+def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> None:
+    for name, tensor in (("acts", acts), ("target_norm", target_norm), ("decoder_norm", decoder_norm)):
+        if tensor is not None and not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
+    if acts.ndim == 0 or acts.shape[-1] == 0:
+        raise ValueError(f"acts must have shape [..., d_sae] with d_sae >= 1, got {list(acts.shape)}.")
+    if target_norm.shape != acts.shape[:-1]:
+        raise ValueError(
+            f"target_norm must have shape {list(acts.shape[:-1])}, one norm for each row of acts"
+            f" {list(acts.shape)}, got {list(target_norm.shape)}."
+        )
+    if decoder_norm is not None and decoder_norm.shape != acts.shape[-1:]:
+        raise ValueError(
+            f"decoder_norm must have shape [{acts.shape[-1]}], one norm for each entry of acts' last axis"
+            f" (d_sae), got {list(decoder_norm.shape)}."
+        )
+    if backend != "auto" and backend not in _BACKENDS:
+        raise ValueError(f"backend must be 'auto' or one of {available_backends()}, got {backend!r}.")
+
+
+# A custom operator, so that torch.compile keeps its graph whole around the data-dependent selection.
+@torch.library.custom_op("sae_lens_afa::norm_matching_topk", mutates_args=())
+def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
+    rows = acts.reshape(-1, acts.shape[-1])
+    return _BACKENDS[backend](rows, target_norm.reshape(-1), decoder_norm).view(acts.shape)
+
+
+@_select.register_fake
+def _(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
+    return acts.new_empty(acts.shape)
+
+
+def _keep_output(ctx, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
+    # The output is kept for the decoder's gradient anyway: the mask costs no memory.
+    ctx.save_for_backward(output)
+
+
+def _masked_gradient(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    (output,) = ctx.saved_tensors
+    return grad * (output > 0), None, None, None
+
+
+_select.register_autograd(_masked_gradient, setup_context=_keep_output)

@@ -1,0 +1,124 @@
+"""Selection on CPU: numpy's vectorised sort of a few rows at a time, the crossing found from block sums.
+
+Rows are taken a few at a time, so that all passes run in cache and the extra memory is a small part of one
+[tokens, d_sae]. Per row: square, sort a copy, sum the sorted energies in blocks (a float64 cumulative sum of
+the whole row would cost more than the sort), walk to the block and then to the entry where the energy crosses
+the squared target, and keep what exceeds the first entry that is left out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+_BLOCK = 128
+_CHUNK_ELEMENTS = 1 << 17
+# Largest e_i of a row for which float32 squares need no rescaling. In a row within these bounds whatever
+# underflows is below 2^-86 of the row's energy, which float64 sums do not see either.
+_MIN_PEAK, _MAX_PEAK = 2.0**-40, 2.0**120
+
+
+class _Cut(NamedTuple):
+    """Where each row is cut: keep `energy > first_left_out`, unless `tied`, where `k` counts what is kept."""
+
+    k: NDArray[np.int64]
+    first_left_out: NDArray[np.float32]
+    tied: NDArray[np.bool_]
+
+
+def select_by_sorting(
+    acts: Float[Tensor, "rows d_sae"],
+    target_norm: Float[Tensor, " rows"],
+    decoder_norm: Float[Tensor, " d_sae"] | None,
+) -> Float[Tensor, "rows d_sae"]:
+    """Apply the rule of `sae_lens_afa.selection` to each row of a CPU tensor; `target_norm` is float64."""
+    n_rows, d_sae = acts.shape
+    out = torch.empty_like(acts, memory_format=torch.contiguous_format)
+    norm = None if decoder_norm is None else decoder_norm.detach().float()
+    # Two buffers of `step` rows: at most an eighth of one [rows, d_sae] float32.
+    step = max(1, min(_CHUNK_ELEMENTS // d_sae, n_rows // 16))
+    energy = torch.zeros(step, -(-d_sae // _BLOCK) * _BLOCK)  # zero padding sorts to the end and adds nothing
+    order = np.empty(energy.shape, dtype=np.float32)
+    for start in range(0, n_rows, step):
+        rows = acts[start : start + step]
+        target = target_norm[start : start + step].numpy()
+        chunk, ordered = energy[: len(rows)], order[: len(rows)]
+        e = chunk[:, :d_sae]
+        e.copy_(rows)
+        lowest, highest = torch.aminmax(e, dim=-1)
+        e.clamp_(min=0)
+        if norm is not None:
+            e.mul_(norm)
+        e.square_()
+        np.copyto(ordered, chunk.numpy())
+        ordered.sort(axis=-1)
+        cut = _cut(ordered, target)
+        out[start : start + step] = torch.where(e > torch.from_numpy(cut.first_left_out)[:, None], rows, 0)
+        for r in np.flatnonzero(cut.tied):
+            larger = int((e[r] > float(cut.first_left_out[r])).sum())
+            equal = (e[r] == float(cut.first_left_out[r])).nonzero().squeeze(-1)[: int(cut.k[r]) - larger]
+            out[start + r, equal] = rows[r, equal]  # lowest index first
+        for r in np.flatnonzero(~_plain(ordered[:, -1], lowest.numpy(), highest.numpy(), target)):
+            out[start + r] = _select_wide_range(rows[r], float(target[r]), norm)
+    return out
+
+
+def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
+    """Find k* of each row from its ascending energies, shape [rows, multiple of the block size]."""
+    n_rows, width = ordered.shape
+    index = np.arange(n_rows)
+    blocks = ordered.reshape(n_rows, -1, _BLOCK)
+    with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are replaced afterwards
+        block_energy = np.cumsum(blocks.sum(axis=-1, dtype=np.float64)[:, ::-1], axis=-1)
+        squared = np.square(np.maximum(target, 0.0))
+        everything = block_energy[:, -1] <= squared
+        n_blocks = np.minimum((block_energy <= squared[:, None]).sum(-1), blocks.shape[1] - 1)
+        before = np.where(n_blocks > 0, block_energy[index, n_blocks - 1], 0.0)
+        crossing = blocks[index, blocks.shape[1] - 1 - n_blocks, ::-1]
+        within = np.concatenate([before[:, None], crossing], axis=-1, dtype=np.float64).cumsum(-1)
+        inside = np.minimum((within[:, 1:] <= squared[:, None]).sum(-1), _BLOCK - 1)
+        k = n_blocks * _BLOCK + inside
+        below, above = np.sqrt(within[index, inside]), np.sqrt(within[index, inside + 1])
+        k += (k == 0) | (above - target < target - below)
+    k[everything] = width
+    last_kept = ordered[index, width - k]
+    first_left_out = np.where(k < width, ordered[index, np.maximum(width - k - 1, 0)], np.float32(0))
+    return _Cut(k, first_left_out, tied=(first_left_out == last_kept) & (first_left_out > 0))
+
+
+def _plain(
+    peak: NDArray[np.float32],
+    lowest: NDArray[np.float32],
+    highest: NDArray[np.float32],
+    target: NDArray[np.float64],
+) -> NDArray[np.bool_]:
+    """Which rows are finite, with squares within float32's range (or without any positive entry)."""
+    in_range = ((peak >= _MIN_PEAK) & (peak <= _MAX_PEAK)) | (highest <= 0)
+    return in_range & np.isfinite(lowest) & np.isfinite(target)
+
+
+def _select_wide_range(acts: Tensor, target: float, decoder_norm: Tensor | None) -> Tensor:
+    """Select in one row that is not finite, or whose squares leave float32's range, by the rule as it reads."""
+    a = acts.double().numpy()
+    norm = np.ones_like(a) if decoder_norm is None else decoder_norm.double().numpy()
+    if not (np.isfinite(a).all() and np.isfinite(norm).all() and np.isfinite(target)):
+        return acts
+    # Powers of two first, so that neither the product nor its square leaves the range: exact in float64.
+    exponent = int(np.frexp(a.max())[1]) + int(np.frexp(norm.max())[1])
+    scaled = np.ldexp(np.maximum(a, 0.0), -int(np.frexp(a.max())[1])) * np.ldexp(norm, -int(np.frexp(norm.max())[1]))
+    peak = int(np.frexp(scaled.max())[1])
+    energy = np.square(np.ldexp(scaled, -peak).astype(np.float32))
+    order = np.argsort(-energy, kind="stable")[: int((energy > 0).sum())]
+    if len(order) == 0:
+        return torch.zeros_like(acts)
+    goal = float(np.ldexp(max(target, 0.0), -(exponent + peak)))
+    prefix = np.cumsum(energy[order], dtype=np.float64)
+    k = len(order) if prefix[-1] <= goal * goal else int(np.abs(np.sqrt(prefix) - goal).argmin()) + 1
+    kept = torch.zeros_like(acts)
+    kept[order[:k]] = acts[order[:k]]
+    return kept

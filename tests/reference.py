@@ -1,0 +1,63 @@
+"""The top-AFA selection as the paper states it, one row at a time: slow, literal, and the measure of every back end."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class RowRule(NamedTuple):
+    """One row's outcome: indices kept, and how far the decision was from going the other way."""
+
+    kept: set[int]
+    near_tie: bool
+
+
+def row_energy(acts: np.ndarray, norm: np.ndarray | None, target: float) -> tuple[np.ndarray, float]:
+    """float32 values of (a_i ||d_i||)^2 of one row, rescaled by a power of two where they leave float32's range."""
+    scaled = np.maximum(acts.astype(np.float64), 0.0) * (1.0 if norm is None else norm.astype(np.float64))
+    peak = scaled.max()
+    if peak > 0 and not 2.0**-20 <= peak <= 2.0**60:
+        exponent = int(np.frexp(peak)[1])
+        scaled, target = np.ldexp(scaled, -exponent), float(np.ldexp(target, -exponent))
+    product = scaled.astype(np.float32)
+    return product * product, target
+
+
+def select_row(acts: np.ndarray, norm: np.ndarray | None, target: float) -> RowRule:
+    """Apply k* = argmin_k |sqrt(E_k) - t| to one finite row."""
+    energy, goal = row_energy(acts, norm, target)
+    order = sorted((i for i in range(len(energy)) if energy[i] > 0), key=lambda i: (-energy[i], i))
+    if not order:
+        return RowRule(set(), near_tie=False)
+    prefix, total = [], 0.0
+    for i in order:
+        total += float(energy[i])
+        prefix.append(total)
+    if goal * goal >= total:
+        # Where the total meets the target to the last bits, rounding of the sum decides.
+        return RowRule(set(order), near_tie=bool(abs(goal - np.sqrt(total)) <= 1e-13 * goal))
+    distance = np.abs(np.sqrt(np.array(prefix)) - goal)
+    best = int(distance.argmin())
+    others = np.delete(distance, best)
+    near = bool(len(others) > 0 and others.min() - distance[best] <= 1e-13 * max(goal, np.sqrt(total)))
+    return RowRule(set(order[: best + 1]), near)
+
+
+def norm_matching_topk(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The literal rule for any leading shape: the selected activations, and which rows are near-ties in float64."""
+    rows = acts.reshape(-1, acts.shape[-1])
+    targets = target_norm.reshape(-1).double().tolist()
+    norm = None if decoder_norm is None else decoder_norm.float().numpy()
+    out, near = torch.zeros_like(rows), torch.zeros(len(rows), dtype=torch.bool)
+    for r, row in enumerate(rows):
+        if not (row.isfinite().all() and np.isfinite(targets[r])):
+            out[r] = row
+            continue
+        kept, near[r] = select_row(row.double().numpy().astype(np.float64), norm, targets[r])
+        for i in kept:
+            out[r, i] = row[i]
+    return out.reshape(acts.shape), near.reshape(target_norm.shape)
