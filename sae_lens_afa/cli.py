@@ -23,7 +23,7 @@ _RESUME_FLAG = "--resume_from_checkpoint"
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the trained SAE.")] = Path("runs/demo"),
-    tokens: Annotated[int, typer.Option(help="Training tokens.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option(help="Training tokens.")] = 819_200,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
     resume_from_checkpoint: Annotated[Path | None, typer.Option(help="Continue an interrupted demo.")] = None,

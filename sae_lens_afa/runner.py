@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import (
     ACTIVATION_SCALER_CFG_FILENAME,
     ACTIVATIONS_STORE_STATE_FILENAME,
@@ -26,7 +26,10 @@ from sae_lens.constants import (
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
+from transformer_lens.HookedTransformer import HookedRootModule
 from typing_extensions import override
+
+from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
 __all__ = ["InterruptibleTrainingRunner", "TrainingInterrupted", "check_checkpoint", "check_output_folder", "config_from_checkpoint"]
 
@@ -61,17 +64,28 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     On SIGINT or SIGTERM the step in progress is finished, a whole checkpoint is written (weights, optimizer,
     schedulers, statistics, position in the data; SAELens' own handler keeps only the last of these), and
     `TrainingInterrupted` says where it is. A second signal stops at once. A checkpoint given as
-    `resume_from_checkpoint` is checked before the model is loaded.
+    `resume_from_checkpoint` is checked before the model is loaded. `model_name` may be a folder with a model of
+    GPT-2's architecture (see `load_gpt2_folder`).
 
     The mixing buffer and the random state are not part of SAELens' checkpoints: a resumed run sees other batches
     of the same text than an uninterrupted one.
     """
 
     @override
-    def __init__(self, cfg: LanguageModelSAERunnerConfig[Any], **overrides: Any) -> None:
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        override_dataset: HfDataset | None = None,
+        override_model: HookedRootModule | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+    ) -> None:
         if cfg.resume_from_checkpoint is not None:
             check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
-        super().__init__(cfg, **overrides)
+        if cfg.from_pretrained_path is not None:
+            _check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
+        if override_model is None and cfg.model_class_name == "HookedTransformer" and Path(cfg.model_name).is_dir():
+            override_model = load_gpt2_folder(cfg.model_name, cfg.llm_device or cfg.device)
+        super().__init__(cfg, override_dataset, override_model, override_sae)
 
     @override
     def run_trainer_with_interruption_handling(
@@ -166,13 +180,7 @@ def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None
         ValueError: its configuration is of another architecture, or differs in a field.
     """
     folder = Path(checkpoint)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"checkpoint to resume from: {folder} is not a folder.")
-    if missing := [name for name in _CHECKPOINT_FILES if not (folder / name).is_file()]:
-        raise FileNotFoundError(
-            f"checkpoint to resume from: {folder} has no {', '.join(missing)}; it must be a folder that the"
-            " runner wrote, <checkpoint_path>/<id>/<number of tokens>."
-        )
+    _check_files(folder, _CHECKPOINT_FILES, "resume_from_checkpoint")
     saved, current = json.loads((folder / SAE_CFG_FILENAME).read_text()), sae_cfg.to_dict()
     differing = [
         f"{field} is {saved[field]!r} there and {value!r} here"
@@ -183,6 +191,16 @@ def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None
         raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
 
 
+def _check_files(folder: Path, names: tuple[str, ...], field: str) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{field}: {folder} is not a folder.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{field}: {folder} has no {', '.join(missing)}; it must be a checkpoint that the runner wrote,"
+            " <checkpoint_path>/<id>/<number of tokens>."
+        )
+
+
 def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConfig[Any]:
     """The configuration of the run that wrote `checkpoint`, set to resume from it.
 
@@ -190,8 +208,7 @@ def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConf
         FileNotFoundError: there is no run configuration in the folder.
     """
     path = Path(checkpoint) / RUNNER_CFG_FILENAME
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint to resume from: {path} does not exist; give the folder of a checkpoint.")
+    _check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
     cfg = LanguageModelSAERunnerConfig.from_dict(json.loads(path.read_text()))
     cfg.resume_from_checkpoint = str(checkpoint)
     return cfg

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import logger as sae_lens_logger
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
@@ -20,7 +25,7 @@ from sae_lens_afa.functional import feature_norm
 from sae_lens_afa.runner import InterruptibleTrainingRunner, check_output_folder
 from sae_lens_afa.saes import TopAFASAE, TopAFATrainingSAEConfig
 
-DEFAULT_TOKENS = 1_000_000
+DEFAULT_TOKENS = 819_200  # 400 batches
 HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN, D_SAE, CONTEXT, BATCH = 192, 16 * 192, 128, 2048
 _EVAL_PROMPTS, _EVAL_BATCHES = 16, 24  # 49,152 tokens: the held-out chapters, once
@@ -85,6 +90,7 @@ def demo_config(output: Path, tokens: int, device: str) -> LanguageModelSAERunne
         lr_decay_steps=tokens // BATCH // 5,
         adam_beta2=0.99,  # the paper's
         dead_feature_window=100,
+        model_from_pretrained_kwargs={},
         device=device,
         logger=LoggingConfig(log_to_wandb=False),
         checkpoint_path=str(output.with_name(output.name + "-checkpoints")),
@@ -123,10 +129,11 @@ def run_demo(
     cfg = demo_config(output, tokens, device)
     cfg.resume_from_checkpoint = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
     torch.manual_seed(cfg.seed)
-    model = load_model(device)
-    runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=_dataset(load_text().train))
-    runner.run()
-    result = evaluate(output, model)
+    with _expected_messages_off():
+        model = load_model(device)
+        runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=_dataset(load_text().train))
+        runner.run()
+        result = evaluate(output, model)
     _write_json(output / "demo_result.json", asdict(result))
     return result
 
@@ -176,6 +183,27 @@ def evaluate(folder: str | Path, model: HookedSAETransformer) -> DemoResult:
 
 def _dataset(chapters: list[str]) -> Dataset:
     return Dataset.from_dict({"text": chapters})
+
+
+@contextmanager
+def _expected_messages_off() -> Iterator[None]:
+    """Leave out what SAELens says of a run with its own model and a small text: here both are meant."""
+
+    def unexpected(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("You just passed in a")
+
+    sae_lens_logger.addFilter(unexpected)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                "The training dataset contains fewer samples",
+                "Dataset is not tokenized",
+                "All samples in the training dataset have been exhausted",
+            ):
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        sae_lens_logger.removeFilter(unexpected)
 
 
 def _check_device(device: str) -> None:

@@ -85,7 +85,11 @@ def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backe
 
 
 # A custom operator, so that torch.compile keeps its graph whole around the data-dependent selection.
-@torch.library.custom_op("sae_lens_afa::norm_matching_topk", mutates_args=())
+@torch.library.custom_op(
+    "sae_lens_afa::norm_matching_topk",
+    mutates_args=(),
+    schema="(Tensor acts, Tensor target_norm, Tensor? decoder_norm, str backend) -> Tensor",
+)
 def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
     rows = acts.reshape(-1, acts.shape[-1])
     return _BACKENDS[backend](rows, target_norm.reshape(-1), decoder_norm).view(acts.shape)

@@ -1,0 +1,38 @@
+"""Offline, deterministic, with the shape annotations of the pure core checked at run time."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "offline"
+os.environ["WANDB_SILENT"] = "true"
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["sae_lens_afa.functional", "sae_lens_afa.selection"], "beartype.beartype")
+
+import hypothesis
+import pytest
+import torch
+from datasets import Dataset
+
+from sae_lens_afa.demo import load_model, load_text
+
+hypothesis.settings.register_profile("default", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The bundled language model."""
+    return load_model()
+
+
+@pytest.fixture(scope="session")
+def dataset() -> Dataset:
+    """A few chapters of the bundled text, enough for the short runs of the tests."""
+    return Dataset.from_dict({"text": load_text().train[:60]})

@@ -1,0 +1,104 @@
+"""The AFA formulas against their definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sae_lens_afa.functional import afa_loss, coherence, epsilon_lbo, feature_norm
+
+
+def test_feature_norm_scales_by_decoder_rows_and_counts_the_bias_as_a_feature():
+    acts = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    W_dec = torch.tensor([[3.0, 4.0, 0.0], [0.0, 0.0, 0.5]])
+    b_dec = torch.tensor([0.0, 2.0, 0.0])
+    assert feature_norm(acts, W_dec).tolist() == pytest.approx([26**0.5, 0.0])
+    assert feature_norm(acts, W_dec, b_dec).tolist() == pytest.approx([30**0.5, 2.0])
+
+
+def test_feature_norm_does_not_depend_on_how_scale_is_split():
+    acts, W_dec, scale = torch.rand(5, 7), torch.randn(7, 3), torch.rand(7) + 0.5
+    torch.testing.assert_close(feature_norm(acts * scale, W_dec / scale[:, None]), feature_norm(acts, W_dec))
+
+
+def test_afa_loss_is_the_mean_squared_difference_of_norms():
+    acts, x = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([[0.0, 3.0, 0.0], [1.0, 0.0, 0.0]])
+    assert afa_loss(acts, x).item() == pytest.approx((2**2 + 1) / 2)
+
+
+def test_afa_loss_has_a_zero_gradient_at_a_zero_code():
+    acts = torch.zeros(2, 3, requires_grad=True)
+    afa_loss(acts, torch.ones(2, 4)).backward()
+    assert acts.grad.tolist() == [[0.0] * 3] * 2
+
+
+def test_afa_loss_passes_gradcheck():
+    acts = torch.rand(4, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda a: afa_loss(a, torch.ones(4, 3, dtype=torch.float64)), acts)
+
+
+def test_afa_loss_accumulates_low_precision_in_float32():
+    acts = torch.full((1, 4096), 0.1, dtype=torch.bfloat16)
+    expected = (acts.double().norm() - 1) ** 2
+    assert afa_loss(acts, torch.ones(1, 1, dtype=torch.bfloat16)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@given(st.floats(0.01, 100), st.floats(0.01, 100), st.integers(2, 10**6))
+def test_epsilon_lbo_is_its_definition(dense, feature, d_sae):
+    z, f = torch.tensor(dense, dtype=torch.float64), torch.tensor(feature, dtype=torch.float64)
+    expected = abs(dense**2 - feature**2) / ((d_sae - 1) * feature**2)
+    # The difference of squares cancels where the norms are close: its own error is 1e-16 of the squares.
+    assert epsilon_lbo(z, f, d_sae).item() == pytest.approx(expected, rel=1e-9, abs=1e-14 / (d_sae - 1))
+
+
+def test_epsilon_lbo_is_a_lower_bound_on_the_coherence():
+    W_dec = torch.nn.functional.normalize(torch.randn(12, 40, dtype=torch.float64), dim=-1)
+    acts = torch.rand(50, 12, dtype=torch.float64)
+    bound = epsilon_lbo((acts @ W_dec).norm(dim=-1), feature_norm(acts, W_dec), 12)
+    assert bound.max() <= coherence(W_dec).max + 1e-12
+
+
+def test_epsilon_lbo_survives_norms_whose_squares_overflow():
+    assert epsilon_lbo(torch.tensor(2e30), torch.tensor(1e30), 4).item() == pytest.approx(1.0)
+
+
+def test_epsilon_lbo_is_undefined_without_features_or_without_pairs():
+    assert epsilon_lbo(torch.tensor([1.0, 2.0]), torch.tensor([0.0, 1.0]), 2)[0].isnan()
+    assert epsilon_lbo(torch.tensor([1.0]), torch.tensor([1.0]), 1).isnan().all()
+
+
+@given(st.integers(1, 30), st.integers(1, 7), st.integers(1, 40))
+def test_coherence_is_that_of_the_whole_matrix_whatever_the_blocks(d_sae, d_in, block_size):
+    W_dec = torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(d_sae * d_in))
+    W_dec[::5] = 0
+    unit = torch.nn.functional.normalize(W_dec, dim=-1)
+    overlaps = (unit @ unit.T).abs().fill_diagonal_(0)
+    found = coherence(W_dec, block_size=block_size)
+    if d_sae == 1:
+        assert math.isnan(found.max)
+        assert math.isnan(found.mean)
+    else:
+        # float32 products of d_in <= 7 terms: an error of some 1e-7.
+        assert found.max == pytest.approx(overlaps.max().item(), abs=1e-6)
+        assert found.mean == pytest.approx(overlaps.sum().item() / (d_sae * (d_sae - 1)), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: feature_norm(torch.ones(2, 3), torch.ones(4, 5)), r"feature_acts.*d_sae = 4.*\[2, 3\]"),
+        (lambda: feature_norm(torch.ones(2, 4), torch.ones(4, 5), torch.ones(4)), r"b_dec.*d_in = 5"),
+        (lambda: feature_norm(torch.ones(4), torch.ones(4)), "W_dec must be a matrix"),
+        (lambda: afa_loss(torch.ones(2, 3), torch.ones(3, 3)), "agree in all axes but the last"),
+        (lambda: epsilon_lbo(torch.ones(2), torch.ones(3), 4), "one shape"),
+        (lambda: epsilon_lbo(torch.ones(2), torch.ones(2), 0), "d_sae must be at least 1"),
+        (lambda: coherence(torch.ones(3)), "W_dec must be a matrix"),
+    ],
+)
+def test_wrong_shapes_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
