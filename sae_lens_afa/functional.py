@@ -23,7 +23,11 @@ class Coherence(NamedTuple):
     mean: float
 
 
-def feature_norm(feature_acts: Tensor, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+def feature_norm(
+    feature_acts: Float[Tensor, "*tokens d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_dec: Float[Tensor, " d_in"] | None = None,
+) -> Float[Tensor, "*tokens"]:
     """Norm of the feature vector in the units of the input, ||[f_i ||d_i||, ||b_dec||]|| (section 4).
 
     Args:
@@ -50,7 +54,7 @@ def feature_norm(feature_acts: Tensor, W_dec: Tensor, b_dec: Tensor | None = Non
     return torch.hypot(norms, torch.linalg.vector_norm(b_dec).to(norms.dtype))
 
 
-def afa_loss(feature_acts: Tensor, x: Tensor) -> Tensor:
+def afa_loss(feature_acts: Float[Tensor, "*tokens d_sae"], x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, ""]:
     """The AFA loss, mean over tokens of (||f|| - ||x||)^2 (section 5).
 
     Args:
@@ -71,7 +75,9 @@ def afa_loss(feature_acts: Tensor, x: Tensor) -> Tensor:
     return (_row_norm(feature_acts) - _row_norm(x)).square().mean()
 
 
-def epsilon_lbo(dense_norm: Tensor, feature_norm: Tensor, d_sae: int) -> Tensor:
+def epsilon_lbo(
+    dense_norm: Float[Tensor, "*tokens"], feature_norm: Float[Tensor, "*tokens"], d_sae: int
+) -> Float[Tensor, "*tokens"]:
     """Lower bound on the quasi-orthogonality eps that explains a token's norms (section 4).
 
     | ||z||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2): if all pairs of features overlap by at most eps, it is at most eps.
@@ -101,7 +107,7 @@ def epsilon_lbo(dense_norm: Tensor, feature_norm: Tensor, d_sae: int) -> Tensor:
     return (ratio - 1).abs() * (ratio + 1) / (d_sae - 1)
 
 
-def coherence(W_dec: Tensor, *, block_size: int = 1024) -> Coherence:
+def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> Coherence:
     """Largest and mean overlap of a dictionary's directions: the eps that quasi-orthogonality is about.
 
     Args:

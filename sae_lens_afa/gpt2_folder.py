@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from sae_lens import HookedSAETransformer
 from transformer_lens import HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
 import signal
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
@@ -25,13 +26,23 @@ from sae_lens.constants import (
 )
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
-from transformer_lens.HookedTransformer import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
-__all__ = ["InterruptibleTrainingRunner", "TrainingInterrupted", "check_checkpoint", "check_output_folder", "config_from_checkpoint"]
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+__all__ = [
+    "InterruptibleTrainingRunner",
+    "TrainingInterrupted",
+    "check_checkpoint",
+    "check_hook",
+    "check_output_folder",
+    "config_from_checkpoint",
+]
 
 _CHECKPOINT_FILES = (
     SAE_CFG_FILENAME,
@@ -45,8 +56,8 @@ _CHECKPOINT_FILES = (
 _FREE_FIELDS = {"device", "metadata"}
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped on SIGINT or SIGTERM after a whole step.
+class TrainingInterrupted(InterruptedException):
+    """Training stopped on SIGINT or SIGTERM after a whole step; also the exception of SAELens' own runner.
 
     Attributes:
         checkpoint: The checkpoint from which the run can be resumed; None if the run keeps no checkpoints.
@@ -63,9 +74,12 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
 
     On SIGINT or SIGTERM the step in progress is finished, a whole checkpoint is written (weights, optimizer,
     schedulers, statistics, position in the data; SAELens' own handler keeps only the last of these), and
-    `TrainingInterrupted` says where it is. A second signal stops at once. A checkpoint given as
-    `resume_from_checkpoint` is checked before the model is loaded. `model_name` may be a folder with a model of
-    GPT-2's architecture (see `load_gpt2_folder`).
+    `TrainingInterrupted` says where it is. A second signal stops at once.
+
+    What can be known to be wrong is said before training starts: a checkpoint (`resume_from_checkpoint`,
+    `from_pretrained_path`) that is incomplete or of another configuration, a hook that the model does not have,
+    a `d_in` that is not the hook's width. `model_name` may also be a folder with a model of GPT-2's architecture
+    (see `load_gpt2_folder`).
 
     The mixing buffer and the random state are not part of SAELens' checkpoints: a resumed run sees other batches
     of the same text than an uninterrupted one.
@@ -82,10 +96,14 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         if cfg.resume_from_checkpoint is not None:
             check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
         if cfg.from_pretrained_path is not None:
-            _check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
+            _check_files(
+                Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path"
+            )
         if override_model is None and cfg.model_class_name == "HookedTransformer" and Path(cfg.model_name).is_dir():
             override_model = load_gpt2_folder(cfg.model_name, cfg.llm_device or cfg.device)
         super().__init__(cfg, override_dataset, override_model, override_sae)
+        if not cfg.use_cached_activations:
+            check_hook(self.model, cfg.hook_name, cfg.sae.d_in, cfg.hook_head_index)
 
     @override
     def run_trainer_with_interruption_handling(
@@ -134,7 +152,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
 
 
 @contextmanager
-def _stop_request() -> Iterator[list[int]]:
+def _stop_request() -> Generator[list[int]]:
     """Yield a list that is empty until SIGINT or SIGTERM arrives; a second signal acts as if nobody listened."""
     received: list[int] = []
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -166,6 +184,26 @@ def check_output_folder(output: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"output {output} exists and is not a folder; give another one.")
     if output.exists() and not overwrite:
         raise FileExistsError(f"output folder {output} exists; pass --overwrite to replace it, or give another one.")
+
+
+@torch.no_grad()
+def check_hook(model: HookedRootModule, hook_name: str, d_in: int, head_index: int | None = None) -> None:
+    """Run one token through the model and compare what it gives at the hook with the SAE's width.
+
+    Raises:
+        ValueError: the model has no such hook, or its activations are not `d_in` wide.
+    """
+    if hook_name not in model.hook_dict:
+        similar = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
+        raise ValueError(
+            f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {similar}?" if similar else ".")
+        )
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    acts: torch.Tensor = model.run_with_cache(token, names_filter=[hook_name])[1][hook_name]
+    # [batch, position, width], or [batch, position, heads, d_head] of which one head or all are taken.
+    width = acts.shape[-1] if head_index is not None else acts[0, 0].numel()
+    if width != d_in:
+        raise ValueError(f"d_in is {d_in}, but activations at {hook_name} are {width} wide: set d_in={width}.")
 
 
 def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:

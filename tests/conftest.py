@@ -1,4 +1,4 @@
-"""Offline, deterministic, with the shape annotations of the pure core checked at run time."""
+"""Offline, deterministic, with the shape annotations of the selection's back ends checked at run time."""
 
 import os
 
@@ -8,7 +8,8 @@ os.environ["WANDB_SILENT"] = "true"
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["sae_lens_afa.functional", "sae_lens_afa.selection"], "beartype.beartype")
+# Not of what torch.compile traces: it cannot look into beartype's checks.
+install_import_hook("sae_lens_afa.selection", "beartype.beartype")
 
 import hypothesis
 import pytest

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ def _dataset(chapters: list[str]) -> Dataset:
 
 
 @contextmanager
-def _expected_messages_off() -> Iterator[None]:
+def _expected_messages_off() -> Generator[None]:
     """Leave out what SAELens says of a run with its own model and a small text: here both are meant."""
 
     def unexpected(record: logging.LogRecord) -> bool:

@@ -24,7 +24,8 @@ def check_shape_fields(cfg: SAEConfig) -> None:
     check_integer(cfg, "d_sae", at_least=1)
     if not cfg.apply_b_dec_to_input:
         raise ValueError(
-            f"{name}.apply_b_dec_to_input must be True: the rule matches ||x - b_dec||, and the encoder reads x - b_dec."
+            f"{name}.apply_b_dec_to_input must be True, got {cfg.apply_b_dec_to_input!r}: the rule matches the norm"
+            " of x - b_dec, and the encoder reads x - b_dec."
         )
     if cfg.normalize_activations not in _NORMALIZATIONS:
         raise ValueError(
@@ -54,9 +55,7 @@ def check_choice(cfg: SAEConfig, field: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless the field is one of `choices`."""
     value = getattr(cfg, field)
     if value not in choices:
-        raise ValueError(
-            f"{type(cfg).__name__}.{field} must be one of {', '.join(map(repr, choices))}, got {value!r}."
-        )
+        raise ValueError(f"{type(cfg).__name__}.{field} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def check_activations(x: Tensor, d_in: int, *, heads: bool) -> None:

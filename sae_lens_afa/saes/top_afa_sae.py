@@ -24,13 +24,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import afa_loss, epsilon_lbo, feature_norm
+from sae_lens_afa.saes._base import NormMatchingSAE
 from sae_lens_afa.saes._checks import (
-    check_activations,
     check_choice,
     check_integer,
     check_number,
     check_shape_fields,
-    check_state_dict,
 )
 from sae_lens_afa.saes._unit_norm import arm_unit_norm
 from sae_lens_afa.selection import norm_matching_topk
@@ -58,7 +57,7 @@ class TopAFASAEConfig(SAEConfig):
         check_shape_fields(self)
 
 
-class TopAFASAE(SAE[TopAFASAEConfig]):
+class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
     """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else.
 
     A token's code depends on that token alone, so any leading dimensions will do.
@@ -70,10 +69,6 @@ class TopAFASAE(SAE[TopAFASAEConfig]):
         _init_as_reference(self)
 
     @override
-    def process_sae_in(self, sae_in: Tensor) -> Tensor:
-        return _normalized_input(self, sae_in) - self.b_dec
-
-    @override
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
         return _encode_centered(self, self.process_sae_in(x))[0]
@@ -83,15 +78,6 @@ class TopAFASAE(SAE[TopAFASAEConfig]):
         """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
         recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
         return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
-
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        check_state_dict(state_dict, _parameter_shapes(self.cfg))
-
-    @override
-    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
-        raise NotImplementedError(_NO_WHITENING)
 
 
 @dataclass(kw_only=True)
@@ -163,7 +149,7 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
 
 
-class TopAFATrainingSAE(TrainingSAE[TopAFATrainingSAEConfig]):
+class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
@@ -182,17 +168,13 @@ class TopAFATrainingSAE(TrainingSAE[TopAFATrainingSAEConfig]):
         return {"afa": TrainCoefficientConfig(self.cfg.afa_coefficient, self.cfg.afa_warm_up_steps)}
 
     @override
-    def process_sae_in(self, sae_in: Tensor) -> Tensor:
-        return _normalized_input(self, sae_in) - self.b_dec
-
-    @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
         return _encode_centered(self, self.process_sae_in(x))
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        x = _normalized_input(self, step_input.sae_in)
+        x = self.normalized_input(step_input.sae_in)
         feature_acts, hidden_pre = _encode_centered(self, x - self.b_dec)
         recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
@@ -270,25 +252,8 @@ class TopAFATrainingSAE(TrainingSAE[TopAFATrainingSAEConfig]):
         if self.cfg.unit_norm_decoder:
             arm_unit_norm(self, fold=False)
 
-    @override
-    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_loading(state_dict)
-        check_state_dict(state_dict, _parameter_shapes(self.cfg))
-
-    @override
-    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
-        raise NotImplementedError(_NO_WHITENING)
-
 
 _AnySAE = TopAFASAE | TopAFATrainingSAE
-_NO_WHITENING = (
-    "a top-AFA SAE cannot absorb a whitening: it would change the norms by which features are selected."
-    " Train with normalize_activations='layer_norm' or 'none'."
-)
-
-
-def _parameter_shapes(cfg: SAEConfig) -> dict[str, tuple[int, ...]]:
-    return {"W_enc": (cfg.d_in, cfg.d_sae), "W_dec": (cfg.d_sae, cfg.d_in), "b_dec": (cfg.d_in,)}
 
 
 def _init_as_reference(sae: _AnySAE) -> None:
@@ -298,13 +263,6 @@ def _init_as_reference(sae: _AnySAE) -> None:
     sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
 
 
-def _normalized_input(sae: _AnySAE, sae_in: Tensor) -> Float[Tensor, "*tokens d_in"]:
-    """The raw activations as the SAE decodes them: checked, flattened, normalised, not centred."""
-    check_activations(sae_in, sae.cfg.d_in, heads=sae.hook_z_reshaping_mode)
-    x = sae.hook_sae_input(sae.reshape_fn_in(sae_in.to(sae.dtype)))
-    return sae.run_time_activation_norm_fn_in(x)
-
-
 def _encode_centered(
     sae: _AnySAE, x_centered: Float[Tensor, "*tokens d_in"]
 ) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
@@ -312,6 +270,7 @@ def _encode_centered(
     hidden_pre = sae.hook_sae_acts_pre(x_centered @ sae.W_enc)
     accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
     target_norm = torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
-    decoder_norm = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=torch.float32)
+    at_least_float32 = torch.promote_types(sae.W_dec.dtype, torch.float32)
+    decoder_norm = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=at_least_float32)
     selected = norm_matching_topk(hidden_pre, target_norm, decoder_norm)
     return sae.hook_sae_acts_post(selected), hidden_pre

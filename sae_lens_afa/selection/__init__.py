@@ -14,9 +14,11 @@ and equal values at the boundary are taken lowest index first. The mask is a con
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from sae_lens_afa.selection._rows import select_rows
 
@@ -96,16 +98,16 @@ def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, back
 
 
 @_select.register_fake
-def _(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
+def _like_acts(acts: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportUnusedFunction]  (torch keeps it)
     return acts.new_empty(acts.shape)
 
 
-def _keep_output(ctx, inputs: tuple[Tensor, Tensor, Tensor | None, str], output: Tensor) -> None:
+def _keep_output(ctx: FunctionCtx, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  (torch's signature)
     # The output is kept for the decoder's gradient anyway: the mask costs no memory.
     ctx.save_for_backward(output)
 
 
-def _masked_gradient(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+def _masked_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     (output,) = ctx.saved_tensors
     return grad * (output > 0), None, None, None
 
