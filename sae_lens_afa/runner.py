@@ -111,7 +111,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     ) -> TrainingSAE[Any]:
         # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
         done = trainer.n_training_samples
-        trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n > done]
+        trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
         with _stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
             # where the last step is complete and the next has not begun.

@@ -1,0 +1,182 @@
+"""The command as a user types it, offline; in a process of its own where signals and installation matter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from sae_lens import SAE
+
+from sae_lens_afa import TopAFASAE
+from sae_lens_afa.cli import main
+from sae_lens_afa.demo import load_text, model_folder
+
+COMMAND = [sys.executable, "-m", "sae_lens_afa.cli"]
+
+
+class Done(NamedTuple):
+    code: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd) -> Callable[..., Done]:
+    """Call the command with these arguments, in `tmp_path` as the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*args: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["sae-lens-afa", *args])
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Done(code, *capfd.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A dataset folder, as `datasets.load_dataset` reads it."""
+    folder = tmp_path_factory.mktemp("text")
+    rows = (json.dumps({"text": chapter}) for chapter in load_text().train[:100])
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def train_flags(text: Path, tokens: int) -> list[str]:
+    return [
+        *("train", "--architecture", "top_afa", "--d_in", "192", "--d-sae", "256", "--afa-coefficient=0.0625"),
+        *("--model_name", str(model_folder()), "--hook_name", "blocks.1.hook_resid_pre", "--dataset_path", str(text)),
+        *("--is_dataset_tokenized", "false", "--streaming", "false", "--context_size", "32"),
+        *("--training_tokens", str(tokens), "--train_batch_size_tokens", "256", "--n_batches_in_buffer", "8"),
+        *("--log_to_wandb", "false", "--output_path", "out", "--checkpoint_path", "checkpoints", "--verbose", "false"),
+    ]
+
+
+def interrupt_when_training(args: list[str], cwd: Path) -> tuple[int, str]:
+    """Start the command, send SIGINT once the progress bar is there, and return exit code and stderr."""
+    log = cwd / "stderr"
+    with log.open("w") as stderr:
+        process = subprocess.Popen([*COMMAND, *args], cwd=cwd, stdout=subprocess.DEVNULL, stderr=stderr)
+        deadline = time.monotonic() + 120
+        while "Training SAE" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        return process.wait(timeout=60), log.read_text()
+
+
+def test_train_takes_saelens_flags_and_saves_an_inference_sae(tmp_path, text, run):
+    done = run(*train_flags(text, 1024))
+    assert done.code == 0, done.stderr
+    sae = SAE.load_from_disk(tmp_path / "out")
+    assert isinstance(sae, TopAFASAE)
+    assert sae.cfg.metadata.training_architecture_details["afa_coefficient"] == 0.0625
+
+
+def test_train_help_lists_the_flags_of_saelens_and_of_top_afa(tmp_path, run):
+    shown = run("train", "--architecture", "top_afa", "--help").stdout
+    for flag in ("--model_name", "--hook_name", "--training_tokens", "--resume_from_checkpoint", "--afa_coefficient"):
+        assert flag in shown
+    assert "top_afa" in run("train", "--help").stdout
+
+
+def test_an_interrupted_train_says_how_to_continue_and_continues(tmp_path, text, run):
+    code, stderr = interrupt_when_training(train_flags(text, 256 * 2000), tmp_path)
+    assert code == 130
+    assert "Traceback" not in stderr
+    checkpoint = Path(re.search(r"--resume-from-checkpoint (\S+)", stderr).group(1))
+    reached = int(checkpoint.name)
+    assert 0 < reached < 256 * 2000
+    settings = json.loads((tmp_path / checkpoint / "runner_cfg.json").read_text())
+    # Continued for ten steps more than it had: the flags of the first call, with a nearer end.
+    flags = train_flags(text, reached + 256 * 10)
+    done = run(*flags, "--resume-from-checkpoint", str(checkpoint))
+    assert done.code == 0, done.stderr
+    assert settings["sae"]["d_sae"] == 256
+    assert (tmp_path / "out" / "sae_weights.safetensors").is_file()
+
+
+def test_the_resume_flag_alone_takes_the_settings_from_the_checkpoint(tmp_path, text, run):
+    flags = [*train_flags(text, 256 * 8), "--n_checkpoints", "1"]
+    assert run(*flags).code == 0
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*/*")
+    (tmp_path / "out" / "sae_weights.safetensors").unlink()
+    done = run("train", f"--resume-from-checkpoint={checkpoint}")
+    assert done.code == 0, done.stderr
+    assert (tmp_path / "out" / "sae_weights.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["train", "--architecture", "top_afa", "--apply_b_dec_to_input", "false"],
+            "apply_b_dec_to_input must be True",
+        ),
+        (["train", "--architecture", "top_afa", "--d_sae", "0"], "d_sae must be an integer >= 1, got 0"),
+        (["train", "--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint: nowhere is not a folder"),
+        (["demo", "--tokens", "5"], "tokens must be at least 2048"),
+        (["demo", "--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["demo", "--output", "taken"], "output folder taken exists; pass --overwrite"),
+        (["demo", "--resume-from-checkpoint", "nowhere"], "resume_from_checkpoint: nowhere is not a folder"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_leaves_nothing_behind(tmp_path, args, message, run):
+    (tmp_path / "taken").mkdir()
+    done = run(*args)
+    assert done.code == 1
+    lines = done.stderr.strip().splitlines()
+    assert lines[-1].startswith("error: ")
+    assert message in lines[-1]
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+
+
+def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
+    done = run("demo", "--tokens", "20480")
+    assert done.code == 0, done.stderr
+    for row in ("L0", "explained variance", "with the SAE in place", "||f|| / ||z||"):
+        assert row in done.stdout
+    result = json.loads((tmp_path / "runs/demo/demo_result.json").read_text())
+    assert result["n_tokens"] == 49152
+    assert 0 < result["explained_variance"] < 1
+    assert result["ce"] < result["ce_with_sae"] < result["ce_ablated"]
+    snippet = next(line.strip() for line in done.stdout.splitlines() if "load_from_disk" in line)
+    loaded = subprocess.run(
+        [sys.executable, "-c", snippet + "; print(sae.cfg.d_sae)"], cwd=tmp_path, capture_output=True
+    )
+    assert loaded.stdout.split()[-1] == b"3072"
+    again = run("demo", "--tokens", "2048")
+    assert again.code == 1
+    assert "--overwrite" in again.stderr
+    over = run("demo", "--tokens", "4096", "--overwrite")
+    assert over.code == 0
+    assert json.loads((tmp_path / "runs/demo/demo_result.json").read_text()) != result
+    assert os.listdir(tmp_path / "runs") == ["demo"]
+
+
+def test_an_interrupted_demo_continues(tmp_path, run):
+    code, stderr = interrupt_when_training(["demo", "--output", "sae"], tmp_path)
+    assert code == 130
+    assert not (tmp_path / "sae").exists()
+    checkpoint = re.search(r"sae-lens-afa demo --resume-from-checkpoint (\S+)", stderr).group(1)
+    tokens = int(Path(checkpoint).name) + 4 * 2048
+    done = run("demo", "--output", "sae", "--tokens", str(tokens), "--resume-from-checkpoint", checkpoint)
+    assert done.code == 0, done.stderr
+    assert SAE.load_from_disk(tmp_path / "sae").W_dec.shape == torch.Size([3072, 192])
