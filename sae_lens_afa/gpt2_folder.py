@@ -8,7 +8,7 @@ import torch
 from sae_lens import HookedSAETransformer
 from transformer_lens import HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoConfig, AutoTokenizer, GPT2LMHeadModel
 
 
 def load_gpt2_folder(folder: str | Path, device: str | torch.device = "cpu") -> HookedSAETransformer:
@@ -32,10 +32,10 @@ def load_gpt2_folder(folder: str | Path, device: str | torch.device = "cpu") -> 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} has no config.json: it must be a Hugging Face model folder.")
-    hf_model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    hf = hf_model.config
+    hf = AutoConfig.from_pretrained(folder, local_files_only=True)
     if hf.model_type != "gpt2":
         raise ValueError(f"{folder} holds a model of type {hf.model_type!r}; only 'gpt2' is read here.")
+    hf_model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     cfg = HookedTransformerConfig(
         model_name=folder.name,
         n_layers=hf.n_layer,

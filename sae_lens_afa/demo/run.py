@@ -68,6 +68,11 @@ class DemoResult:
         ]
         width = max(len(name) for name, _ in rows)
         lines = [f"  {name:<{width}}  {value}" for name, value in rows]
+        if self.l0_mean > D_IN:
+            lines.append(
+                f"  (L0 is above d_in = {D_IN}: the paper's loss pins the norm of the code,\n"
+                "   not how few features carry it)"
+            )
         return "\n".join([f"top_afa, d_in {D_IN}, d_sae {D_SAE}, on {self.n_tokens:,} held-out tokens", *lines])
 
 
@@ -144,36 +149,37 @@ def evaluate(folder: str | Path, model: HookedSAETransformer) -> DemoResult:
     device = str(next(model.parameters()).device)
     sae = SAE.load_from_disk(folder, device=device)
     assert isinstance(sae, TopAFASAE)
-    store = ActivationsStore.from_sae(
-        model, sae, _dataset(load_text().held_out), streaming=False, store_batch_size_prompts=_EVAL_PROMPTS,
-        device=device,
-    )  # fmt: skip
+
+    def held_out() -> ActivationsStore:  # from its first window: a store goes on where it was left
+        return ActivationsStore.from_sae(
+            model, sae, _dataset(load_text().held_out), streaming=False, store_batch_size_prompts=_EVAL_PROMPTS,
+            device=device,
+        )  # fmt: skip
+
     metrics, _ = run_evals(
-        sae, store, model, ActivationScaler(),
+        sae, held_out(), model, ActivationScaler(),
         EvalConfig(n_eval_reconstruction_batches=_EVAL_BATCHES, compute_ce_loss=True), exclude_special_tokens=False,
     )  # fmt: skip
     ce = metrics["model_performance_preservation"]
-    store.reset_input_dataset()
-    l0, ratios, error, total, count, mean = [], [], 0.0, 0.0, 0, torch.zeros(D_IN, dtype=torch.float64, device=device)
+    store = held_out()
+    inputs, errors, l0, ratios = [], [], [], []
     for _ in range(_EVAL_BATCHES):
         z = store.get_activations(store.get_batch_tokens()).flatten(0, 1)
         acts = sae.encode(z)
-        error += float((sae.decode(acts) - z).double().square().sum())
-        total += float(z.double().square().sum())
-        mean += z.double().sum(0)
-        count += len(z)
-        l0.append(torch.count_nonzero(acts, dim=-1).float())
         x = sae.run_time_activation_norm_fn_in(z)
-        ratios.append(feature_norm(acts, sae.W_dec, sae.b_dec) / torch.linalg.vector_norm(x, dim=-1))
-    l0 = torch.cat(l0)
-    q05, q95 = torch.quantile(l0, torch.tensor([0.05, 0.95], device=l0.device)).tolist()
+        inputs.append(z.cpu())
+        errors.append((sae.decode(acts) - z).cpu())
+        l0.append(torch.count_nonzero(acts, dim=-1).float().cpu())
+        ratios.append((feature_norm(acts, sae.W_dec, sae.b_dec) / torch.linalg.vector_norm(x, dim=-1)).cpu())
+    z, error, l0 = torch.cat(inputs).double(), torch.cat(errors).double(), torch.cat(l0)
+    q05, q95 = torch.quantile(l0, torch.tensor([0.05, 0.95])).tolist()
     return DemoResult(
         folder=str(folder),
-        n_tokens=count,
+        n_tokens=len(z),
         l0_mean=float(l0.mean()),
         l0_q05=q05,
         l0_q95=q95,
-        explained_variance=1 - error / (total - float((mean / count).square().sum()) * count),
+        explained_variance=float(1 - error.square().sum() / (z - z.mean(0)).square().sum()),
         ce=ce["ce_loss_without_sae"],
         ce_with_sae=ce["ce_loss_with_sae"],
         ce_ablated=ce["ce_loss_with_ablation"],

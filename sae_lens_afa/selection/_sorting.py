@@ -39,6 +39,7 @@ def select_by_sorting(
     """Apply the rule of `sae_lens_afa.selection` to each row of a CPU tensor; `target_norm` is float64."""
     n_rows, d_sae = acts.shape
     out = torch.empty_like(acts, memory_format=torch.contiguous_format)
+    nothing = acts.new_zeros(())
     norm = None if decoder_norm is None else decoder_norm.detach().float()
     # Two buffers of `step` rows: at most an eighth of one [rows, d_sae] float32.
     step = max(1, min(_CHUNK_ELEMENTS // d_sae, n_rows // 16))
@@ -50,7 +51,7 @@ def select_by_sorting(
         chunk, ordered = energy[: len(rows)], order[: len(rows)]
         e = chunk[:, :d_sae]
         e.copy_(rows)
-        lowest, highest = torch.aminmax(e, dim=-1)
+        lowest, highest = e.numpy().min(-1), e.numpy().max(-1)  # torch's aminmax is 20 times slower along rows
         e.clamp_(min=0)
         if norm is not None:
             e.mul_(norm)
@@ -58,12 +59,13 @@ def select_by_sorting(
         np.copyto(ordered, chunk.numpy())
         ordered.sort(axis=-1)
         cut = _cut(ordered, target)
-        out[start : start + step] = torch.where(e > torch.from_numpy(cut.first_left_out)[:, None], rows, 0)
+        kept = e > torch.from_numpy(cut.first_left_out)[:, None]
+        torch.where(kept, rows, nothing, out=out[start : start + step])
         for r in np.flatnonzero(cut.tied):
             larger = int((e[r] > float(cut.first_left_out[r])).sum())
             equal = (e[r] == float(cut.first_left_out[r])).nonzero().squeeze(-1)[: int(cut.k[r]) - larger]
             out[start + r, equal] = rows[r, equal]  # lowest index first
-        for r in np.flatnonzero(~_plain(ordered[:, -1], lowest.numpy(), highest.numpy(), target)):
+        for r in np.flatnonzero(~_plain(ordered[:, -1], lowest, highest, target)):
             out[start + r] = _select_wide_range(rows[r], float(target[r]), norm)
     return out
 

@@ -1,0 +1,109 @@
+"""The bundled model and text, and the demo's own measurements."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sae_lens_afa import TopAFATrainingSAE
+from sae_lens_afa.demo import DemoResult, load_text, model_folder, run_demo
+from sae_lens_afa.demo.run import D_IN, D_SAE, HOOK_NAME, demo_config, evaluate
+from sae_lens_afa.functional import feature_norm
+from sae_lens_afa.gpt2_folder import load_gpt2_folder
+
+
+def test_the_text_is_split_by_chapters_without_overlap():
+    text = load_text()
+    assert (len(text.train), len(text.held_out)) == (1130, 59)
+    assert not set(text.train) & set(text.held_out)
+    assert text.train[0].startswith("In the beginning God created the heaven and the earth.\n")
+
+
+def test_the_hooked_model_is_the_hugging_face_model(model):
+    hf_model = AutoModelForCausalLM.from_pretrained(model_folder(), dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained(model_folder())(load_text().held_out[5], return_tensors="pt").input_ids
+    with torch.no_grad():
+        # Two implementations in float32, four layers: logits of size 10 agree to 1e-4.
+        torch.testing.assert_close(model(tokens[:, :128]), hf_model(tokens[:, :128]).logits, atol=1e-4, rtol=1e-4)
+
+
+def held_out_windows(model) -> torch.Tensor:
+    """The held-out chapters as SAELens' store gives them: windows of 128 tokens that begin with BOS."""
+    tokens = torch.cat([model.to_tokens(chapter, truncate=False)[0] for chapter in load_text().held_out])
+    body = tokens[: len(tokens) // 127 * 127].view(-1, 127)
+    return torch.cat([body.new_full((len(body), 1), model.tokenizer.bos_token_id), body], dim=1)
+
+
+def test_the_model_is_a_language_model_and_not_noise(model):
+    report = json.loads((model_folder() / "training.json").read_text())
+    windows = held_out_windows(model)
+    assert windows[:, 1:].numel() == report["held_out_tokens"] // 127 * 127
+    with torch.no_grad():
+        losses = [model(rows, return_type="loss") * len(rows) for rows in windows.split(64)]
+    # The same weights and windows in another implementation: float32 rounding.
+    assert sum(losses).item() / len(windows) == pytest.approx(report["held_out_cross_entropy"], abs=2e-3)
+    assert report["held_out_cross_entropy"] < 0.55 * report["held_out_unigram_cross_entropy"]
+
+
+def test_the_model_knows_its_book(model):
+    prompt = model.to_tokens("In the beginning God created the heaven and the")
+    assert model.to_string(model(prompt)[0, -1].argmax()) == " earth"
+
+
+def test_the_tokenizer_keeps_text(model):
+    verse = load_text().held_out[0][:400]
+    assert model.to_string(model.to_tokens(verse)[0, 1:]) == verse
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_gpt2_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ValueError, match="type 'llama'; only 'gpt2'"):
+        load_gpt2_folder(tmp_path)
+
+
+def test_the_default_run_ends_on_a_tick_of_the_progress_bar(tmp_path):
+    # SAELens moves its bar every hundredth step: another number would leave it short of the end.
+    cfg = demo_config(tmp_path / "out", 819_200, "cpu")
+    assert cfg.training_tokens % (100 * cfg.train_batch_size_tokens) == 0
+
+
+def test_the_result_says_so_when_the_code_is_dense():
+    result = DemoResult("runs/demo", 10, 500.0, 400.0, 600.0, 0.9, 3.0, 3.1, 8.0, 1.0)
+    assert "above d_in = 192" in str(result)
+    assert "above d_in" not in str(DemoResult("runs/demo", 10, 20.0, 10.0, 30.0, 0.9, 3.0, 3.1, 8.0, 1.0))
+
+
+def test_evaluation_measures_what_it_says(tmp_path, model):
+    cfg = demo_config(tmp_path / "sae", 2048, "cpu")
+    sae = TopAFATrainingSAE(cfg.sae)
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.context_size, sae.cfg.metadata.prepend_bos = HOOK_NAME, 128, True
+    sae.b_dec.data.normal_(std=0.5)
+    sae.save_inference_model(tmp_path / "sae")
+    result = evaluate(tmp_path / "sae", model)
+
+    windows = held_out_windows(model)[:384]
+    with torch.no_grad():
+        z = model.run_with_cache(windows, names_filter=[HOOK_NAME], stop_at_layer=3)[1][HOOK_NAME].flatten(0, 1)
+        acts = sae.encode(z)
+        error = (sae.decode(acts) - z).double().square().sum()
+        ratio = feature_norm(acts, sae.W_dec, sae.b_dec) / sae.run_time_activation_norm_fn_in(z).norm(dim=-1)
+    assert result.n_tokens == len(z) == 49152
+    assert result.l0_mean == pytest.approx((acts > 0).sum(-1).float().mean().item(), rel=1e-3)
+    variance = (z - z.mean(0)).double().square().sum()
+    assert result.explained_variance == pytest.approx((1 - error / variance).item(), rel=1e-3)
+    assert result.norm_ratio == pytest.approx(ratio.median().item(), rel=1e-3)
+
+
+def test_demo_sizes_fit_the_model(model):
+    assert (model.cfg.d_model, D_SAE) == (D_IN, 16 * D_IN)
+
+
+def test_run_demo_refuses_before_it_loads_anything(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="not a folder"):
+        run_demo(tmp_path / "file")
