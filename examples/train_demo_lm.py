@@ -72,8 +72,8 @@ def unigram_entropy(train: torch.Tensor, held_out: torch.Tensor, vocab_size: int
     return float(-(counts / counts.sum()).log()[held_out].mean())
 
 
-def main() -> None:
-    """Train tokenizer and model, print progress, write the folder."""
+def parse_args() -> argparse.Namespace:
+    """Flags; the defaults made the bundled model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write; must not exist")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -86,19 +86,21 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    args.output.mkdir(parents=True)
+    return parser.parse_args()
 
-    torch.manual_seed(args.seed)
-    text = load_text()
-    tokenizer = train_tokenizer(text.train, args.vocab_size, args.output)
-    train, held_out = to_stream(tokenizer, text.train), to_stream(tokenizer, text.held_out)
+
+def new_model(args: argparse.Namespace, tokenizer: GPT2TokenizerFast) -> GPT2LMHeadModel:
+    """A GPT-2 of the size asked for, with heads of 32 dimensions."""
     config = GPT2Config(
         vocab_size=args.vocab_size, n_positions=args.context, n_embd=args.d_model, n_layer=args.layers,
         n_head=args.d_model // 32, resid_pdrop=args.dropout, embd_pdrop=args.dropout, attn_pdrop=args.dropout,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
-    model = GPT2LMHeadModel(config).to(args.device)
+    return GPT2LMHeadModel(config).to(args.device)
+
+
+def train_model(args: argparse.Namespace, model: GPT2LMHeadModel, train: torch.Tensor, held_out: torch.Tensor) -> None:
+    """AdamW with warm-up and cosine decay; prints the held-out cross-entropy after each epoch."""
     decayed = [p for p in model.parameters() if p.ndim == 2]
     rest = [p for p in model.parameters() if p.ndim != 2]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -108,8 +110,6 @@ def main() -> None:
         optimizer, lambda s: min((s + 1) / 200, 0.02 + 0.49 * (1 + math.cos(math.pi * min(s / total, 1.0))))
     )
     generator = torch.Generator().manual_seed(args.seed)
-    started = time.monotonic()
-    print(f"{len(train):,} training tokens, {len(held_out):,} held out, {model.num_parameters():,} parameters")
     with tqdm(total=total, mininterval=10) as bar:
         for epoch in range(args.epochs):
             model.train()
@@ -126,10 +126,23 @@ def main() -> None:
             cross_entropy = held_out_cross_entropy(model, held_out, args.context)
             bar.write(f"epoch {epoch + 1}: train {loss.item():.3f}, held out {cross_entropy:.3f} nats/token")
 
+
+def main() -> None:
+    """Train tokenizer and model, print progress, write the folder."""
+    args = parse_args()
+    args.output.mkdir(parents=True)
+    torch.manual_seed(args.seed)
+    text = load_text()
+    tokenizer = train_tokenizer(text.train, args.vocab_size, args.output)
+    train, held_out = to_stream(tokenizer, text.train), to_stream(tokenizer, text.held_out)
+    model = new_model(args, tokenizer)
+    print(f"{len(train):,} training tokens, {len(held_out):,} held out, {model.num_parameters():,} parameters")
+    started = time.monotonic()
+    train_model(args, model, train, held_out)
     model = model.to(torch.bfloat16)
     model.save_pretrained(args.output)
     report = {
-        "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "output"},
+        "settings": {k: v for k, v in vars(args).items() if k != "output"},
         "train_tokens": len(train),
         "held_out_tokens": len(held_out),
         "parameters": model.num_parameters(),
