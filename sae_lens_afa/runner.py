@@ -199,7 +199,8 @@ def check_hook(model: HookedRootModule, hook_name: str, d_in: int, head_index: i
             f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {similar}?" if similar else ".")
         )
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    acts: torch.Tensor = model.run_with_cache(token, names_filter=[hook_name])[1][hook_name]
+    # The class's own method: with compile_llm the instance's is compiled, for the batches to come.
+    acts: torch.Tensor = type(model).run_with_cache(model, token, names_filter=[hook_name])[1][hook_name]
     # [batch, position, width], or [batch, position, heads, d_head] of which one head or all are taken.
     width = acts.shape[-1] if head_index is not None else acts[0, 0].numel()
     if width != d_in:
