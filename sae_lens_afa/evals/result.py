@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +129,11 @@ class AFAResult(_CenteredForm):
     def with_outliers_left_out(self, other: AFAResult, outlier_norm: float) -> AFAResult:
         """This result with that of the tokens up to `outlier_norm` beside it."""
         return replace(self, without_outliers=other, outlier_norm=outlier_norm)
+
+    def map_tokens(self, change: Callable[[pd.DataFrame], pd.DataFrame]) -> AFAResult:
+        """This result with `change` applied to its tokens, if it has any, and to those without outliers."""
+        kept = None if self.without_outliers is None else self.without_outliers.map_tokens(change)
+        return replace(self, without_outliers=kept, tokens=None if self.tokens is None else change(self.tokens))
 
     def to_dict(self) -> dict[str, float | None]:
         """All figures in one flat dictionary; those without outliers begin with `without_outliers_`."""

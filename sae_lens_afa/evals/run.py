@@ -12,6 +12,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.evals import figures
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS, AFAMetrics
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.sae_space import SAESpace
@@ -88,9 +89,8 @@ class SAEJudge:
     def _judge_waiting(self) -> None:
         assert self._multiple is not None
         norms = torch.cat([_norms(rows) for rows, _ in self._waiting])
-        norms = norms[norms.isfinite()]
-        # The median of an even number as in the figures, the mean of the two in the middle.
-        self._outlier_norm = self._multiple * float(norms.quantile(0.5)) if len(norms) else float("inf")
+        median = figures.median(norms[norms.isfinite()].double().numpy())
+        self._outlier_norm = float("inf") if median is None else self._multiple * median
         waiting, self._waiting = self._waiting, []
         for rows, token_index in waiting:
             self._judge(rows, token_index)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -89,7 +89,9 @@ class SAESpace:
             activations = activations.flatten(-2)
         check_activations(activations, self.d_in, heads=False)
         if activations.numel() == 0:
-            raise ValueError(f"an empty batch: activations have shape {list(activations.shape)}; give at least one token.")
+            raise ValueError(
+                f"an empty batch: activations have shape {list(activations.shape)}; give at least one token."
+            )
         return activations.reshape(-1, self.d_in)
 
     @torch.no_grad()
@@ -99,12 +101,17 @@ class SAESpace:
         Raises:
             ValueError: the SAE's reconstruction is not f @ W_dec + b_dec.
         """
-        sae, seen = self.sae, dict[str, Tensor]()
+        # Any: the base class' attributes of its input normalisation are set at run time.
+        sae: Any = self.sae
+        seen: dict[str, Tensor] = {}
 
         def keep(tensor: Tensor, hook: Any) -> None:
             seen[hook.name] = tensor
 
-        hooks = [("hook_sae_input", keep), ("hook_sae_recons", keep)]
+        hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
+            ("hook_sae_input", keep),
+            ("hook_sae_recons", keep),
+        ]
         with _heads_joined(sae), sae.hooks(fwd_hooks=hooks):
             acts = sae.encode(self._scaler.scale(rows.to(sae.device)))
             dense = sae.run_time_activation_norm_fn_in(seen["hook_sae_input"])
@@ -120,7 +127,11 @@ class SAESpace:
         if len(finite) == 0:
             return
         row = int(finite[0])
-        acts = coded.feature_acts.to_dense()[row : row + 1] if coded.feature_acts.is_sparse else coded.feature_acts[row : row + 1]
+        acts = (
+            coded.feature_acts.to_dense()[row : row + 1]
+            if coded.feature_acts.is_sparse
+            else coded.feature_acts[row : row + 1]
+        )
         bias = 0 if self.b_dec is None else self.b_dec
         expected = act_times_W_dec(acts, self.sae.W_dec, self._rescaled) + bias
         error = torch.linalg.vector_norm((coded.recons[row] - expected).float())
