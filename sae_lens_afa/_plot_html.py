@@ -129,7 +129,8 @@ def frontier(
             ]
             figure.add_trace(
                 go.Scatter(
-                    x=[row["l0"] for row in line], y=[row["loss"] for row in line], name=name, legendgroup=name, showlegend=i == 0, text=text,
+                    x=[row["l0"] for row in line], y=[row["loss"] for row in line],
+                    name=name, legendgroup=name, showlegend=i == 0, text=text,
                     hoverinfo="text+name", mode="lines+markers", line={"color": SERIES_COLORS[j % len(SERIES_COLORS)]},
                     marker={"symbol": _SYMBOLS[j % len(_SYMBOLS)], "size": 8},
                 ),

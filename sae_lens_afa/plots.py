@@ -5,61 +5,28 @@ matplotlib and plotly are imported when a plot is drawn, not before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_lens_afa import _plot_axes as axes_of
 from sae_lens_afa import _plot_data as data_of
-from sae_lens_afa._plot_data import BLACK, BLUE, SERIES_COLORS, VERMILION
+from sae_lens_afa._plot_data import BLUE, SERIES_COLORS, VERMILION
 from sae_lens_afa.evals.figures import Array
 from sae_lens_afa.evals.result import AFAResult
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["eps_lbo_plot", "l0_plot", "zf_plot"]
 
-P = ParamSpec("P")
 Save = str | Path | Sequence[str | Path] | None
-_STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#555555",
-    "xtick.color": "#333333",
-    "ytick.color": "#333333",
-    "legend.frameon": False,
-    "legend.title_fontsize": 11,
-    "savefig.dpi": 200,
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
-_BAND_STYLES = {0.25: (0, (5, 2)), 0.5: (0, (4, 2, 1, 2)), 1.0: (0, (1, 1.5))}
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def _styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw and save in this module's style, whatever the user's is, and leave the user's as it is."""
-
-    @wraps(plot)
-    def styled(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        import matplotlib
-
-        style: Any = {**matplotlib.rcParamsDefault, **_STYLE}
-        with matplotlib.rc_context(style):
-            return plot(*args, **kwargs)
-
-    return styled
-
-
-@_styled
+@axes_of.styled
 def zf_plot(
     data: AFAResult | Mapping[str, AFAResult] | pd.DataFrame,
     *,
@@ -92,56 +59,26 @@ def zf_plot(
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     size = (3.9, 4.5) if len(panels) == 1 else (2.35 * columns + 0.5, 2.4 * rows + 1.0)
-    figure, axes = _figure(rows, columns, size)
+    figure, axes = axes_of.figure(rows, columns, size)
     for axis, (name, panel) in zip(axes, panels.items(), strict=False):
-        _zf_axis(axis, name, panel)
+        axes_of.zf_axis(axis, name, panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     minus_bias = " - b‖" if centered else "‖"
     figure.supxlabel(f"dense norm ‖z{minus_bias}", fontsize=10)
     figure.supylabel("feature norm ‖f‖" + ("" if centered else ", bias as a feature"), fontsize=10)
     figure.legend(
-        handles=_zf_legend(), loc="outside upper center", ncols=4 if columns > 2 else 2, title=title, handlelength=2.4
+        handles=axes_of.zf_legend(),
+        loc="outside upper center",
+        ncols=4 if columns > 2 else 2,
+        title=title,
+        handlelength=2.4,
     )
     data_of.save_all(save, figure.savefig, lambda path: _html().zf(panels, form, title, path))
     return figure
 
 
-def _zf_axis(axis: Axes, name: str, panel: data_of.Panel) -> None:
-    if panel.log:
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-    ends = np.array([panel.low, panel.high])
-    axis.plot(ends, ends, color=BLACK, linewidth=1, zorder=3)
-    for level, slope in data_of.bands():
-        axis.plot(ends, ends * slope, color=BLACK, linewidth=0.8, linestyle=_BAND_STYLES[level], zorder=3)
-    x, y = (np.log(panel.z), np.log(panel.f)) if panel.log else (panel.z, panel.f)
-    density = data_of.point_density(x, y)
-    order = np.argsort(density)
-    axis.scatter(
-        panel.z[order], panel.f[order], c=density[order], cmap="viridis", vmin=0, vmax=1.1,
-        s=float(np.clip(4000 / max(1, len(order)), 2, 14)), linewidths=0, alpha=0.75, rasterized=True, zorder=2,
-    )  # fmt: skip
-    axis.set(xlim=(panel.low, panel.high), ylim=(panel.low, panel.high), aspect="equal", title=name)
-    if panel.n_outside:
-        axis.text(
-            0.97, 0.04, f"{panel.n_outside} of {len(panel.z)} outside", transform=axis.transAxes,
-            ha="right", fontsize=7, color="#444444", zorder=5,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-        )  # fmt: skip
-
-
-def _zf_legend() -> list[Any]:
-    from matplotlib.lines import Line2D
-
-    bands = [
-        Line2D([], [], color=BLACK, linewidth=0.9, linestyle=style, label=f"ε(n-1) = {level:g}")
-        for level, style in _BAND_STYLES.items()
-    ]
-    return [Line2D([], [], color=BLACK, linewidth=1.1, label="‖f‖ = ‖z‖"), *bands]
-
-
-@_styled
+@axes_of.styled
 def eps_lbo_plot(
     data: AFAResult | Mapping[str, AFAResult] | pd.DataFrame,
     *,
@@ -170,7 +107,7 @@ def eps_lbo_plot(
     lbo = "centered_epsilon_lbo" if centered else "epsilon_lbo"
     groups = data_of.token_groups(data, ["nmse", lbo])
     names = list(groups)
-    figure, (axis,) = _figure(1, 1, (max(4.5, 0.72 * len(names) + 2.0), 4.2))
+    figure, (axis,) = axes_of.figure(1, 1, (max(4.5, 0.72 * len(names) + 2.0), 4.2))
     twin = axis.twinx()
     twin.spines["right"].set_visible(True)
     for side, ax, column, color, label in (
@@ -178,7 +115,7 @@ def eps_lbo_plot(
         (1, twin, lbo, VERMILION, "ε-LBO"),
     ):
         values = [_positive(table, column) for table in groups.values()]
-        _half_violins(ax, values, side, color, max_tokens)
+        axes_of.half_violins(ax, values, side, color, max_tokens)
         ax.set_yscale("log")
         ax.set_ylabel(label, color=color)
         ax.tick_params(axis="y", which="both", colors=color)
@@ -188,47 +125,12 @@ def eps_lbo_plot(
     axis.set_xticks(range(len(names)), shown, rotation=0 if layers or len(names) < 5 else 30, ha="center")
     if layers:
         axis.set_xlabel("layer")
-    figure.legend(handles=_violin_legend(), loc="outside upper center", ncols=5, title=title)
+    figure.legend(handles=axes_of.violin_legend(), loc="outside upper center", ncols=5, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().half_violins(groups, lbo, title, path))
     return figure
 
 
-def _half_violins(axis: Axes, values: Sequence[Array], side: int, color: str, max_tokens: int) -> None:
-    medians = [float(np.median(group)) for group in values]
-    generator = np.random.default_rng(0)
-    for place, group in enumerate(values):
-        some = group if len(group) <= max_tokens else generator.choice(group, max_tokens, replace=False)
-        grid, density = data_of.log_density(some)
-        inner, outer = place + 0.03 * side, place + side * (0.03 + 0.41 * density)
-        axis.fill_betweenx(grid, inner, outer, color=color, alpha=0.35, linewidth=0)
-        axis.plot(outer, grid, color=color, linewidth=0.8)
-    best, worst = int(np.argmin(medians)), int(np.argmax(medians))
-    for place, median in enumerate(medians):
-        marker, size = ("o", 5)
-        if best != worst and place in (best, worst):
-            marker, size = ("*", 14) if place == best else ("X", 9.5)
-        axis.plot(
-            place + 0.15 * side, median, marker, color=color, markersize=size,
-            markeredgecolor="white", markeredgewidth=0.9, zorder=5,
-        )  # fmt: skip
-
-
-def _violin_legend() -> list[Any]:
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    marks = [("o", "median", 4), ("*", "best", 10), ("X", "worst", 7)]
-    return [
-        Patch(color=BLUE, alpha=0.4, label="NMSE"),
-        Patch(color=VERMILION, alpha=0.4, label="ε-LBO"),
-        *(
-            Line2D([], [], color="#555555", marker=marker, linestyle="", markersize=size, label=label)
-            for marker, label, size in marks
-        ),
-    ]
-
-
-@_styled
+@axes_of.styled
 def l0_plot(
     data: Mapping[str, Sequence[AFAResult]] | pd.DataFrame,
     *,
@@ -255,21 +157,27 @@ def l0_plot(
     by_layer = list(table.groupby("layer", sort=False)) if "layer" in table.columns else [("", table)]
     columns = min(len(by_layer), 3)
     rows = -(-len(by_layer) // columns)
-    figure, axes = _figure(rows, columns, (3.1 * columns + 1.6, 3.0 * rows + 0.6), sharey=True)
+    figure, axes = axes_of.figure(rows, columns, (3.1 * columns + 1.6, 3.0 * rows + 0.6), sharey=True)
     architectures = list(dict.fromkeys(table["architecture"]))
     for axis, (layer, part) in zip(axes, by_layer, strict=False):
         for i, name in enumerate(architectures):
             line = data_of.architecture_rows(part, name)
             axis.plot(
-                [row["l0"] for row in line], [row["loss"] for row in line], label=name, color=SERIES_COLORS[i % len(SERIES_COLORS)],
-                marker=_MARKERS[i % len(_MARKERS)], markersize=5.5, markeredgecolor="white", markeredgewidth=0.6,
+                [row["l0"] for row in line],
+                [row["loss"] for row in line],
+                label=name,
+                color=SERIES_COLORS[i % len(SERIES_COLORS)],
+                marker=axes_of.MARKERS[i % len(axes_of.MARKERS)],
+                markersize=5.5,
+                markeredgecolor="white",
+                markeredgewidth=0.6,
                 linewidth=1.3,
-            )  # fmt: skip
+            )
         if d_in is not None:
             axis.axvline(d_in, color="#777777", linewidth=0.8, linestyle=(0, (4, 3)), label=f"L0 = d_in = {d_in}")
         axis.set(xscale="log", yscale="log", title="" if layer == "" else f"layer {layer}")
         for ticks in (axis.xaxis, axis.yaxis):
-            _plain_ticks(ticks)
+            axes_of.plain_ticks(ticks)
     for axis in axes[len(by_layer) :]:
         axis.set_visible(False)
     figure.supxlabel("active features per token (L0)", fontsize=10)
@@ -278,17 +186,6 @@ def l0_plot(
     figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().frontier(by_layer, architectures, d_in, title, path))
     return figure
-
-
-def _plain_ticks(axis: Any) -> None:
-    """1, 3, 10, 30, ... as plain numbers where an axis spans little, else powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    low, high = sorted(axis.get_view_interval())
-    if low >= 1e-3 and high / low < 1e3:
-        axis.set_major_locator(LogLocator(subs=(1, 3)))
-        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _frontier(data: object, loss: str) -> pd.DataFrame:
@@ -322,15 +219,6 @@ def _positive(table: pd.DataFrame, column: str) -> Array:
     if not (values > 0).any():
         raise ValueError(f"nothing to plot: no value of {column!r} is above 0.")
     return np.maximum(values, values[values > 0].min())
-
-
-def _figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.04, wspace=0.03), dpi=130)
-    axes: Any = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
-    return figure, list(axes.flat)
 
 
 def _html() -> Any:
