@@ -103,7 +103,7 @@ def half_violins(axis: Axes, values: Sequence[Array], side: int, color: str, max
     for place, group in enumerate(values):
         some = group if len(group) <= max_tokens else generator.choice(group, max_tokens, replace=False)
         grid, density = data_of.log_density(some)
-        inner, outer = place + 0.03 * side, place + side * (0.03 + 0.41 * density)
+        inner, outer = place + 0.02 * side, place + side * (0.02 + 0.42 * density)
         axis.fill_betweenx(grid, inner, outer, color=color, alpha=0.35, linewidth=0)
         axis.plot(outer, grid, color=color, linewidth=0.8)
     best, worst = int(np.argmin(medians)), int(np.argmax(medians))
@@ -117,12 +117,12 @@ def half_violins(axis: Axes, values: Sequence[Array], side: int, color: str, max
         )  # fmt: skip
 
 
-def violin_legend() -> list[Any]:
-    """The two sides and their marks."""
+def violin_legend(*, ranked: bool) -> list[Any]:
+    """The two sides and their marks; best and worst only where there are several to rank."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    marks = [("o", "median", 4), ("*", "best", 10), ("X", "worst", 7)]
+    marks = [("o", "median", 4), ("*", "best", 10), ("X", "worst", 7)][: 3 if ranked else 1]
     return [
         Patch(color=BLUE, alpha=0.4, label="NMSE"),
         Patch(color=VERMILION, alpha=0.4, label="ε-LBO"),

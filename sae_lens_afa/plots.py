@@ -125,7 +125,8 @@ def eps_lbo_plot(
     axis.set_xticks(range(len(names)), shown, rotation=0 if layers or len(names) < 5 else 30, ha="center")
     if layers:
         axis.set_xlabel("layer")
-    figure.legend(handles=axes_of.violin_legend(), loc="outside upper center", ncols=5, title=title)
+    handles = axes_of.violin_legend(ranked=len(names) > 1)
+    figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(names) > 3 else 3, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().half_violins(groups, lbo, title, path))
     return figure
 

@@ -16,6 +16,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.load_model import load_model
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAE
+from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES
 
 from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
@@ -41,8 +42,15 @@ def load_saes(paths: Sequence[Path], release: str | None, sae_ids: Sequence[str]
         name = path.name if path.name not in saes and path.name else str(path)
         saes[name] = SAE.load_from_disk(path, device=device)
     for sae_id in sae_ids if release is not None else ():
-        saes[sae_id] = SAE.from_pretrained(str(release), sae_id, device=device)
+        try:
+            saes[sae_id] = SAE.from_pretrained(str(release), sae_id, device=device)
+        except OSError as error:
+            raise OSError(f"--release {release} --sae-id {sae_id} cannot be loaded: {_first_line(error)}") from error
     return saes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
 
 
 def check_sae_folder(path: Path) -> None:
@@ -95,12 +103,25 @@ def shared_metadata(saes: dict[str, SAE[Any]], field: str) -> Any:
 
 
 def load_language_model(name: str, saes: dict[str, SAE[Any]], device: str) -> HookedRootModule:
-    """The model by its name or from a folder with GPT-2's architecture, loaded as the SAEs ask for."""
+    """The model by its name or from a folder with GPT-2's architecture, loaded as the SAEs ask for.
+
+    Raises:
+        ValueError: an unknown name; the message lists near matches.
+        OSError: it cannot be downloaded.
+    """
     if Path(name).is_dir():
         return load_gpt2_folder(name, device)
     metadata = next(iter(saes.values())).cfg.metadata
     kwargs: Any = metadata.model_from_pretrained_kwargs or {}
-    return load_model(metadata.model_class_name or "HookedTransformer", name, device, dict(kwargs))
+    class_name = metadata.model_class_name or "HookedTransformer"
+    try:
+        return load_model(class_name, name, device, dict(kwargs))
+    except ValueError as error:
+        # TransformerLens answers an unknown name with all names that it knows.
+        near = _near(name, OFFICIAL_MODEL_NAMES) if class_name == "HookedTransformer" else ""
+        raise ValueError(f"--model {name!r} cannot be loaded: {_first_line(error)[:80]}{near}") from error
+    except OSError as error:
+        raise OSError(f"--model {name!r} cannot be loaded: {_first_line(error)}") from error
 
 
 def load_text_dataset(name: str) -> Any:

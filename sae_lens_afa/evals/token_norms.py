@@ -24,7 +24,7 @@ COLUMNS: tuple[str, ...] = (
 )
 _OF_RECONS = ("recons_norm", "squared_error", "centered_recons_norm")
 # Elements of a temporary: as much as stays in a core's cache; on a GPU, enough to fill it.
-_CPU_ELEMENTS, _DEVICE_ELEMENTS = 2**18, 2**24
+_CPU_ELEMENTS, _DEVICE_ELEMENTS, _BLOCK_ELEMENTS = 2**18, 2**24, 2**21
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def token_blocks(
     feature = torch.hypot(centered_feature, torch.linalg.vector_norm(bias))
     scale = torch.ones_like(feature) if token_scale is None else token_scale.to(accurate)
     known = tuple(name for name in COLUMNS if recons is not None or name not in _OF_RECONS)
-    rows = max(1, 2**21 // dense.shape[-1])
+    rows = max(1, _BLOCK_ELEMENTS // dense.shape[-1])
     for start in range(0, len(dense), rows):
         part = slice(start, start + rows)
         z = dense[part].to(accurate)
@@ -106,7 +106,7 @@ def _l0_and_norm(acts: Tensor, decoder_norm: Tensor | None) -> tuple[Tensor, Ten
     for start in range(0, len(acts), rows):
         part = slice(start, start + rows)
         l0[part] = torch.count_nonzero(acts[part], dim=-1).to(accurate)
-        scaled = acts[part] if decoder_norm is None else acts[part].to(accurate).mul_(decoder_norm)
+        scaled = acts[part] if decoder_norm is None else acts[part] * decoder_norm
         norm[part] = torch.linalg.vector_norm(scaled, dim=-1, dtype=accurate)
     return l0, norm
 
@@ -115,7 +115,7 @@ def decoder_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]
     """||d_i|| in float64 (float32 on mps)."""
     check_matrix("W_dec", W_dec)
     W_dec = W_dec.detach()
-    rows = max(1, 2**21 // max(1, W_dec.shape[-1]))
+    rows = max(1, _BLOCK_ELEMENTS // max(1, W_dec.shape[-1]))
     return torch.cat([_norm(part.to(accurate_dtype(W_dec))) for part in W_dec.split(rows)])
 
 
@@ -144,7 +144,9 @@ def check_shapes(
 
 def flat_rows(tensor: Tensor) -> Tensor:
     """[..., width] as [tokens, width]; COO stays COO."""
-    if tensor.layout != torch.sparse_coo or tensor.ndim == 2:
+    if tensor.layout == torch.sparse_coo and tensor.ndim == 2:
+        return tensor
+    if tensor.layout != torch.sparse_coo:
         return tensor.reshape(-1, tensor.shape[-1])
     tensor = tensor.coalesce()
     *leading, feature = tensor.indices()
