@@ -7,10 +7,8 @@ from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainingSAE
-from sae_lens.synthetic import SyntheticSAERunner
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
-from typing_extensions import override
 
 from sae_lens_afa.evals.run import SAEJudge
 
@@ -69,11 +67,3 @@ class AFAEvaluator:
             else {"n_tokens": 0, "n_nonfinite": metrics.n_nonfinite, "d_sae": metrics.d_sae}
         )
         return logged | {f"afa/{name}": value for name, value in figures.items() if value is not None}
-
-
-class AFASyntheticSAERunner(SyntheticSAERunner[Any]):
-    """SAELens' `SyntheticSAERunner` with AFA figures beside its scores at every evaluation."""
-
-    @override
-    def _create_evaluator(self) -> Any:
-        return AFAEvaluator(super()._create_evaluator())

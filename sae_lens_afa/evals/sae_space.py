@@ -168,10 +168,11 @@ def check_architecture(sae: object) -> None:
 def _heads_joined(sae: SAE[Any]) -> Generator[None]:
     """Let the SAE take [tokens, d_in] for a while, whatever its reshaping; its own state is put back."""
     names = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mode")
-    own = {name: getattr(sae, name) for name in names}
+    own = {name: vars(sae)[name] for name in names if name in vars(sae)}
     sae.turn_off_forward_pass_hook_z_reshaping()
     try:
         yield
     finally:
-        for name, value in own.items():
-            setattr(sae, name, value)
+        for name in names:  # d_head is not there until the SAE has seen its first heads
+            vars(sae).pop(name, None)
+        vars(sae).update(own)

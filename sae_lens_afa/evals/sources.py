@@ -16,7 +16,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.load_model import load_model
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAE
-from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES
+from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
 from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
