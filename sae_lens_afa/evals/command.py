@@ -14,7 +14,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens_afa.evals import sources
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
 from sae_lens_afa.evals.report import EvalReport, check_writable, read_report, write_plots, write_report
-from sae_lens_afa.evals.sae_space import check_architecture
+from sae_lens_afa.evals.run import SAEJudge
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -106,8 +106,16 @@ def eval_command(request: EvalRequest, *, progress: bool = True) -> EvalReport:
         progress=progress,
     )
     described = {name: _description(sae) for name, sae in saes.items()}
-    settings = {"tokens": request.tokens, "context_size": store.context_size, "model": _model_name(request, saes)}
-    settings["dataset"] = request.dataset or sources.shared_metadata(saes, "dataset_path")
+    settings = {
+        "model": _model_name(request, saes),
+        "dataset": _dataset_name(request, saes),
+        "tokens": request.tokens,
+        "context_size": store.context_size,
+        "positions": list(request.positions),
+        "exclude_special_tokens": request.exclude_special_tokens,
+        "outlier_norm_multiple": request.outlier_norm_multiple,
+        "rescale_by_token_std": request.rescale_by_token_std,
+    }
     return write_report(request.output, results, described, settings, per_token=request.per_token)
 
 
@@ -169,7 +177,12 @@ def _with_demo(request: EvalRequest) -> EvalRequest:
 
 
 def _check_options(name: str, sae: SAE[Any], request: EvalRequest) -> None:
-    check_architecture(sae)
+    # For what it refuses: an architecture, an option, a scaling that is not known.
+    SAEJudge(
+        sae,
+        outlier_norm_multiple=request.outlier_norm_multiple,
+        rescale_by_token_std=request.rescale_by_token_std,
+    )
     metadata = sae.cfg.metadata
     if request.hook is None and metadata.hook_name is None:
         raise ValueError(f"{name} does not say which hook it codes: give --hook (blocks.6.hook_resid_pre, ...).")
@@ -190,8 +203,7 @@ def _model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[Ho
         model = load_model(request.device)
         dataset = sources.text_dataset(load_text().held_out)
     else:
-        dataset_name = request.dataset or sources.shared_metadata(saes, "dataset_path")
-        dataset = sources.load_text_dataset(dataset_name)
+        dataset = sources.load_text_dataset(_dataset_name(request, saes))
         model = sources.load_language_model(_model_name(request, saes), saes, request.device)
     first = next(iter(saes.values()))
     if first.cfg.metadata.prepend_bos is None:
@@ -216,6 +228,12 @@ def _model_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
 
         return MODEL_NAME
     return request.model or sources.shared_metadata(saes, "model_name")
+
+
+def _dataset_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
+    if request.demo:
+        return "King James Bible, held-out chapters"
+    return request.dataset or sources.shared_metadata(saes, "dataset_path")
 
 
 def _description(sae: SAE[Any]) -> dict[str, Any]:

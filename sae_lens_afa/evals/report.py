@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,7 @@ def write_report(
     *,
     per_token: bool,
 ) -> EvalReport:
-    """Write the figures, the plots and what they are drawn from."""
+    """Write the figures, the plots and what they are drawn from: all files or none."""
     import pandas as pd
 
     tables = {name: result.tokens.assign(sae=name) for name, result in results.items() if result.tokens is not None}
@@ -82,17 +83,22 @@ def write_report(
         "settings": dict(settings),
         "saes": {name: {**described[name], "figures": result.to_dict()} for name, result in results.items()},
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [_write(folder / PLOT_DATA, pd.concat(plotted, ignore_index=True).to_parquet)]
-    if per_token:
-        files.append(_write(folder / TOKENS, pd.concat(tables.values(), ignore_index=True).to_parquet))
-    else:
+    # Beside its place, so that neither a failure nor a reader in between meets half an evaluation.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        pd.concat(plotted, ignore_index=True).to_parquet(partial / PLOT_DATA)
+        if per_token:
+            pd.concat(tables.values(), ignore_index=True).to_parquet(partial / TOKENS)
+        write_plots(EvalReport(partial, results, described, settings), partial, ("png", "html"))
+        (partial / METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        folder.mkdir(exist_ok=True)
         # Tokens of an evaluation that is replaced are not those of this one.
         (folder / TOKENS).unlink(missing_ok=True)
-    report = EvalReport(folder, results, described, settings)
-    files += write_plots(report, folder, ("png", "html"))
-    text = json.dumps(metrics, indent=2, allow_nan=False) + "\n"
-    files.append(_write(folder / METRICS, lambda path: path.write_text(text)))
+        files = [path.rename(folder / path.name) for path in sorted(partial.iterdir())]
+    finally:
+        shutil.rmtree(partial)
     return EvalReport(folder, results, described, settings, files)
 
 
@@ -168,13 +174,3 @@ def _frontier(report: EvalReport) -> pd.DataFrame:
         for name, result in report.results.items()
     ]
     return pd.DataFrame(rows)
-
-
-def _write(path: Path, write: Callable[[Path], Any]) -> Path:
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

@@ -188,6 +188,26 @@ def test_an_evaluation_that_fails_leaves_the_old_one(sae, tmp_path, monkeypatch)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
+def test_a_plot_that_fails_leaves_nothing(sae, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise ValueError("cannot draw")
+
+    monkeypatch.setattr("sae_lens_afa.plots.eps_lbo_plot", fail)
+    with pytest.raises(ValueError, match="cannot draw"):
+        evaluate(tmp_path / "new" / "out", sae)
+    assert not any((tmp_path / "new").iterdir())
+
+
+def test_what_an_sae_does_not_allow_is_said_before_the_model_is_loaded(sae, tmp_path):
+    options = {"demo": False, "model": "no such model", "dataset": "none"}
+    with pytest.raises(ValueError, match="rescale_by_token_std is for SAEs with"):
+        evaluate(tmp_path / "out", sae, rescale_by_token_std=True, **options)
+    scaled = StandardSAE(StandardSAEConfig(d_in=192, d_sae=8, normalize_activations="expected_average_only_in"))
+    scaled.save_model(tmp_path / "scaled")
+    with pytest.raises(ValueError, match="not folded into this SAE's weights"):
+        evaluate(tmp_path / "out", tmp_path / "scaled", **options)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [(None, "has no metrics.json"), ("{", "is not JSON"), ('{"version": 7}', "is of version 7")],
