@@ -69,6 +69,11 @@ def architecture_rows(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
     return rows.sort_values("l0").to_dict("records")
 
 
+def layer_title(layer: object) -> str:
+    """What a panel is called: a layer's number, or a hook's name."""
+    return f"layer {layer}" if str(layer).isdigit() else str(layer)
+
+
 def _label(key: str, name: object) -> str:
     return str(name) if key == "sae" else f"layer {name}"
 

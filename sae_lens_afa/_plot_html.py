@@ -20,6 +20,7 @@ from sae_lens_afa._plot_data import (
     architecture_rows,
     bands,
     column_of,
+    layer_title,
     point_density,
     sample,
 )
@@ -119,7 +120,7 @@ def frontier(
     path: Path,
 ) -> None:
     """Write loss against L0."""
-    titles = ["" if layer == "" else f"layer {layer}" for layer, _ in by_layer]
+    titles = [layer_title(layer) for layer, _ in by_layer]
     figure: Any = make_subplots(1, len(by_layer), subplot_titles=titles, shared_yaxes=True)
     for i, (_, part) in enumerate(by_layer):
         for j, name in enumerate(architectures):

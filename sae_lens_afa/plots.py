@@ -122,7 +122,8 @@ def eps_lbo_plot(
     axis.set(xlim=(-0.6, len(names) - 0.4))
     shown = [name.removeprefix("layer ") for name in names]
     layers = shown != names
-    axis.set_xticks(range(len(names)), shown, rotation=0 if layers or len(names) < 5 else 30, ha="center")
+    slanted = max(map(len, shown)) > 10 and len(names) > 1
+    axis.set_xticks(range(len(names)), shown, rotation=25 if slanted else 0, ha="right" if slanted else "center")
     if layers:
         axis.set_xlabel("layer")
     handles = axes_of.violin_legend(ranked=len(names) > 1)
@@ -136,6 +137,7 @@ def l0_plot(
     data: Mapping[str, Sequence[AFAResult]] | pd.DataFrame,
     *,
     loss: str = "nmse_mean",
+    loss_label: str | None = None,
     d_in: int | None = None,
     title: str | None = None,
     save: Save = None,
@@ -145,7 +147,8 @@ def l0_plot(
     Args:
         data: A table with the columns `architecture`, `l0` and `loss` (and `layer` for panels, `label` for the
             hover text), a row per SAE; or results by architecture.
-        loss: Which figure of the results is the loss; also the label of the axis.
+        loss: Which figure of the results is the loss; a table has its own.
+        loss_label: Label of the loss axis; the figure's name if None.
         d_in: Draw a line there: a code with more active features than dimensions is not sparse.
         title: Above the figure.
         save: As for `zf_plot`.
@@ -176,13 +179,13 @@ def l0_plot(
             )
         if d_in is not None:
             axis.axvline(d_in, color="#777777", linewidth=0.8, linestyle=(0, (4, 3)), label=f"L0 = d_in = {d_in}")
-        axis.set(xscale="log", yscale="log", title="" if layer == "" else f"layer {layer}")
+        axis.set(xscale="log", yscale="log", title=data_of.layer_title(layer))
         for ticks in (axis.xaxis, axis.yaxis):
             axes_of.plain_ticks(ticks)
     for axis in axes[len(by_layer) :]:
         axis.set_visible(False)
     figure.supxlabel("active features per token (L0)", fontsize=10)
-    figure.supylabel(loss if isinstance(data, Mapping) else "loss", fontsize=10)
+    figure.supylabel(loss_label or (loss if isinstance(data, Mapping) else "loss"), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().frontier(by_layer, architectures, d_in, title, path))

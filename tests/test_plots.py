@@ -26,7 +26,7 @@ def tokens() -> pd.DataFrame:
         columns={"norm_z": "dense_norm", "norm_f": "feature_norm"}
     )
     norms = (torch.tensor(table[name]) for name in ("dense_norm", "feature_norm"))
-    table["nmse"], table["epsilon_lbo"] = table.l_recon / table.dense_norm**2, epsilon_lbo(*norms, d_sae=24576)
+    table["nmse"], table["epsilon_lbo"] = table.l_recon / table.dense_norm**2, epsilon_lbo(*norms, d_sae=24576).numpy()
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS, TOKENS, PLOT_DATA = "metrics.json", "tokens.parquet", "plot_data.parquet"
+PLOTS = ("zf", "eps_lbo", "l0")
 FORMATS = ("png", "svg", "pdf", "html")
 # Tokens of each SAE that are kept for plots: enough for a density, a megabyte or so for twelve layers.
 _PLOT_TOKENS = 3000
@@ -94,8 +96,9 @@ def write_report(
         write_plots(EvalReport(partial, results, described, settings), partial, ("png", "html"))
         (partial / METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
         folder.mkdir(exist_ok=True)
-        # Tokens of an evaluation that is replaced are not those of this one.
-        (folder / TOKENS).unlink(missing_ok=True)
+        # What an evaluation that is replaced had beyond this one is not of this one.
+        for name in (METRICS, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS)):
+            (folder / name).unlink(missing_ok=True)
         files = [path.rename(folder / path.name) for path in sorted(partial.iterdir())]
     finally:
         shutil.rmtree(partial)
@@ -137,7 +140,7 @@ def read_tokens(folder: Path) -> pd.DataFrame:
 
 
 def write_plots(report: EvalReport, output: Path, formats: Sequence[str]) -> list[Path]:
-    """Draw the ZF plot and the half-violins in each format, and with several SAEs loss against L0.
+    """Draw the ZF plot and the half-violins in each format, and where a hook has several SAEs loss against L0.
 
     Raises:
         ValueError: an unknown format, or nothing to draw.
@@ -155,22 +158,27 @@ def write_plots(report: EvalReport, output: Path, formats: Sequence[str]) -> lis
     plots.zf_plot(tokens, title=title, save=paths("zf"))
     plots.eps_lbo_plot(tokens, title=title, save=paths("eps_lbo"))
     written = paths("zf") + paths("eps_lbo")
-    if len(report.results) > 1:
-        plots.l0_plot(_frontier(report), title=title, save=paths("l0"))
+    frontier = _frontier(report)
+    if len(frontier):
+        plots.l0_plot(frontier, loss_label="normalised MSE, mean", title=title, save=paths("l0"))
         written += paths("l0")
     return written
 
 
 def _frontier(report: EvalReport) -> pd.DataFrame:
+    """L0 and loss of the SAEs at hooks that have several: those of different hooks do not compare."""
     import pandas as pd
 
+    hooks = Counter(about["hook_name"] for about in report.described.values())
     rows = [
         {
+            "layer": report.described[name]["hook_name"],
             "architecture": report.described[name]["architecture"],
             "l0": result.l0_mean,
             "loss": result.nmse_mean,
             "label": name,
         }
         for name, result in report.results.items()
+        if hooks[report.described[name]["hook_name"]] > 1
     ]
     return pd.DataFrame(rows)

@@ -96,6 +96,14 @@ def test_model_folder_and_text_file_stand_for_names(sae, tmp_path):
     assert with_positions.results["sae"].n_tokens == 4
 
 
+def test_loss_against_l0_is_drawn_of_saes_that_compare(sae, tmp_path):
+    elsewhere = save(tmp_path / "elsewhere", hook_name="blocks.2.hook_resid_pre")
+    beside = save(tmp_path / "beside", seed=1)
+    assert (evaluate(tmp_path / "out", sae, beside).folder / "l0.png").exists()
+    # The picture of an evaluation that is replaced goes with it.
+    assert not (evaluate(tmp_path / "out", sae, elsewhere, overwrite=True).folder / "l0.png").exists()
+
+
 def test_jsonl_text_and_another_hook(sae, tmp_path):
     text = tmp_path / "text.jsonl"
     text.write_text("\n".join(json.dumps({"text": chapter}) for chapter in load_text().held_out[:5]))
