@@ -5,9 +5,18 @@ Importing this package registers the architecture "top_afa" with SAELens.
 
 from __future__ import annotations
 
+import importlib
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from sae_lens_afa import functional, selection
+from sae_lens_afa.evals import (
+    AFAEvaluator,
+    AFAMetrics,
+    AFAResult,
+    evaluate_activations,
+    run_afa_evals,
+)
 from sae_lens_afa.saes import (
     TopAFASAE,
     TopAFASAEConfig,
@@ -16,16 +25,32 @@ from sae_lens_afa.saes import (
     register_architectures,
 )
 
+if TYPE_CHECKING:
+    from sae_lens_afa import plots
+
 __version__ = _version("sae-lens-afa")
 
 __all__ = [
+    "AFAEvaluator",
+    "AFAMetrics",
+    "AFAResult",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",
     "TopAFATrainingSAEConfig",
     "__version__",
+    "evaluate_activations",
     "functional",
+    "plots",
+    "run_afa_evals",
     "selection",
 ]
 
 register_architectures()
+
+
+def __getattr__(name: str) -> Any:
+    """Import `plots` when it is first used."""
+    if name == "plots":
+        return importlib.import_module("sae_lens_afa.plots")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -44,13 +44,13 @@ def feature_norm(
     Raises:
         ValueError: the last axis of an argument does not fit `W_dec`.
     """
-    _check_matrix("W_dec", W_dec)
+    check_matrix("W_dec", W_dec)
     d_sae, d_in = W_dec.shape
-    _check_last_axis("feature_acts", feature_acts, "d_sae", d_sae)
+    check_last_axis("feature_acts", feature_acts, "d_sae", d_sae)
     norms = torch.linalg.vector_norm(feature_acts * torch.linalg.vector_norm(W_dec, dim=-1), dim=-1)
     if b_dec is None:
         return norms
-    _check_last_axis("b_dec", b_dec, "d_in", d_in)
+    check_last_axis("b_dec", b_dec, "d_in", d_in)
     return torch.hypot(norms, torch.linalg.vector_norm(b_dec).to(norms.dtype))
 
 
@@ -112,27 +112,37 @@ def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> 
 
     Args:
         W_dec: Decoder, shape [d_sae, d_in]; rows are normalised first, zero rows overlap with nothing.
-        block_size: Rows per block. Memory is block_size * d_sae, never d_sae * d_sae.
+        block_size: Rows per block. Memory is a few times block_size * (block_size + d_in), whatever d_sae.
 
     Returns:
         Maximum and mean of |<d_i, d_j>| over i != j; both NaN for a single row.
 
     Raises:
-        ValueError: `W_dec` is not a matrix.
+        ValueError: `W_dec` is not a matrix, or `block_size` < 1.
     """
-    _check_matrix("W_dec", W_dec)
-    unit = torch.nn.functional.normalize(W_dec.detach().float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
-    n = len(unit)
-    if n == 1:
+    check_matrix("W_dec", W_dec)
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}.")
+    n = len(W_dec)
+    if n <= 1:
         return Coherence(torch.nan, torch.nan)
-    largest = unit.new_zeros(())
-    total = unit.new_zeros((), dtype=torch.float32 if unit.device.type == "mps" else torch.float64)
-    for start in range(0, n, block_size):
-        overlaps = (unit[start : start + block_size] @ unit.T).abs_()
-        overlaps.diagonal(offset=start).zero_()
-        largest = torch.maximum(largest, overlaps.amax())
-        total += overlaps.sum(-1).to(total.dtype).sum()
+    blocks = W_dec.detach().split(block_size)
+    largest = torch.zeros((), device=W_dec.device)
+    total = largest.to(torch.float32 if W_dec.device.type == "mps" else torch.float64)
+    for i, block in enumerate(blocks):
+        rows = _unit_rows(block)
+        for j in range(i, len(blocks)):
+            overlaps = (rows @ (rows if i == j else _unit_rows(blocks[j])).T).abs_()
+            if i == j:
+                overlaps.fill_diagonal_(0)
+            largest = torch.maximum(largest, overlaps.amax())
+            # Pairs of two blocks stand for their transposes as well.
+            total += overlaps.sum(-1).to(total.dtype).sum() * (1 if i == j else 2)
     return Coherence(float(largest), float(total) / (n * (n - 1)))
+
+
+def _unit_rows(W: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(W.float(), dim=-1, eps=torch.finfo(torch.float32).tiny)
 
 
 def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
@@ -140,11 +150,13 @@ def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
     return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def _check_matrix(name: str, tensor: Tensor) -> None:
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless the tensor is a matrix [d_sae, d_in]."""
     if tensor.ndim != 2:
         raise ValueError(f"{name} must be a matrix [d_sae, d_in], got shape {list(tensor.shape)}.")
 
 
-def _check_last_axis(name: str, tensor: Tensor, axis: str, size: int) -> None:
+def check_last_axis(name: str, tensor: Tensor, axis: str, size: int) -> None:
+    """Raise ValueError unless the tensor's last axis has `size` entries; the message calls it `axis`."""
     if tensor.ndim == 0 or tensor.shape[-1] != size:
         raise ValueError(f"{name}: the last axis must be {axis} = {size}, as in W_dec, got {list(tensor.shape)}.")

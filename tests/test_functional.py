@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,6 +89,19 @@ def test_coherence_is_that_of_the_whole_matrix_whatever_the_blocks(d_sae, d_in, 
         assert found.mean == pytest.approx(overlaps.sum().item() / (d_sae * (d_sae - 1)), abs=1e-6)
 
 
+def test_coherence_of_a_large_dictionary_fits_in_memory():
+    code = (
+        "import resource, torch; from sae_lens_afa.functional import coherence\n"
+        "torch.set_num_threads(1); W = torch.randn(65536, 4); coherence(W[:3000])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "coherence(W)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    # The goal is 200 MB; a block and its parts take a fraction of that.
+    assert int(done.stdout) < 100e6
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -97,6 +112,7 @@ def test_coherence_is_that_of_the_whole_matrix_whatever_the_blocks(d_sae, d_in, 
         (lambda: epsilon_lbo(torch.ones(2), torch.ones(3), 4), "one shape"),
         (lambda: epsilon_lbo(torch.ones(2), torch.ones(2), 0), "d_sae must be at least 1"),
         (lambda: coherence(torch.ones(3)), "W_dec must be a matrix"),
+        (lambda: coherence(torch.ones(3, 3), block_size=0), "block_size must be at least 1"),
     ],
 )
 def test_wrong_shapes_are_named(call, message):

@@ -1,0 +1,247 @@
+"""`sae-lens-afa eval` and `plot` as functions: which SAEs, which model and text, and what is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.saes.sae import SAE
+
+from sae_lens_afa.evals import sources
+from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
+from sae_lens_afa.evals.report import EvalReport, check_writable, read_report, write_plots, write_report
+from sae_lens_afa.evals.run import SAEJudge
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+DEMO_SAE = Path("runs/demo")
+DEFAULT_PROMPTS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalRequest:
+    """What `sae-lens-afa eval` is asked; an option that is None comes from the SAEs' metadata.
+
+    Attributes:
+        output: Folder to write.
+        sae: Folders of saved SAEs.
+        release: Release of SAELens' directory, or a Hub repository, with `sae_id`s in it.
+        sae_id: SAEs of the release.
+        demo: Judge on the bundled model and the text it never saw; without `sae`, the SAE in runs/demo.
+        model: Name of a model that TransformerLens knows, or a folder with one of GPT-2's architecture.
+        dataset: Hub name, or a folder of `datasets`, or a .txt, .jsonl or .parquet file.
+        hook: Hook point of all SAEs.
+        context_size: Tokens of a prompt.
+        tokens: Tokens to read.
+        batch_size_prompts: Prompts per forward pass.
+        positions: Positions of a prompt that are judged; all if empty.
+        exclude_special_tokens: Leave out special tokens.
+        outlier_norm_multiple: Report also without tokens of more than so many median norms.
+        rescale_by_token_std: Norms in raw units for SAEs with layer_norm.
+        device: cpu, cuda, ...
+        per_token: Write tokens.parquet with every token that is kept.
+        overwrite: Replace the files in an existing `output`.
+    """
+
+    output: Path
+    sae: Sequence[Path] = ()
+    release: str | None = None
+    sae_id: Sequence[str] = ()
+    demo: bool = False
+    model: str | None = None
+    dataset: str | None = None
+    hook: str | None = None
+    context_size: int | None = None
+    tokens: int = DEFAULT_TOKENS
+    batch_size_prompts: int = DEFAULT_PROMPTS
+    positions: Sequence[int] = ()
+    exclude_special_tokens: bool = False
+    outlier_norm_multiple: float | None = None
+    rescale_by_token_std: bool = False
+    device: str = "cpu"
+    per_token: bool = False
+    overwrite: bool = False
+
+
+def eval_command(request: EvalRequest, *, progress: bool = True) -> EvalReport:
+    """Judge SAEs and write metrics.json, plot_data.parquet, plots and, on request, tokens.parquet.
+
+    What can be known to be wrong is said before anything is downloaded or computed. The folder is written when
+    all is done, each file whole.
+
+    Args:
+        request: What to judge, on what, and where to write.
+        progress: Show a progress bar.
+
+    Returns:
+        The results by SAE and the files; `str()` is the table for the terminal.
+
+    Raises:
+        ValueError, TypeError, OSError: one line that names the option and says what to do.
+    """
+    request = _with_demo(request)
+    check_request(request)
+    check_writable(request.output, overwrite=request.overwrite)
+    saes = sources.load_saes(request.sae, request.release, request.sae_id, request.device)
+    for name, sae in saes.items():
+        _check_options(name, sae, request)
+        if request.hook is not None:
+            sae.cfg.metadata.hook_name = request.hook
+    model, store = _model_and_text(request, saes)
+    results = run_afa_evals(
+        saes,
+        store,
+        model,
+        tokens=request.tokens,
+        batch_size_prompts=request.batch_size_prompts,
+        exclude_special_tokens=request.exclude_special_tokens,
+        positions=list(request.positions) or None,
+        outlier_norm_multiple=request.outlier_norm_multiple,
+        rescale_by_token_std=request.rescale_by_token_std,
+        progress=progress,
+    )
+    described = {name: _description(sae) for name, sae in saes.items()}
+    settings = {
+        "model": _model_name(request, saes),
+        "dataset": _dataset_name(request, saes),
+        "tokens": request.tokens,
+        "context_size": store.context_size,
+        "positions": list(request.positions),
+        "exclude_special_tokens": request.exclude_special_tokens,
+        "outlier_norm_multiple": request.outlier_norm_multiple,
+        "rescale_by_token_std": request.rescale_by_token_std,
+    }
+    return write_report(request.output, results, described, settings, per_token=request.per_token)
+
+
+def plot_command(folder: Path, *, output: Path | None = None, formats: Sequence[str] = ("png", "html")) -> list[Path]:
+    """Redraw the plots of an evaluation from its files.
+
+    Args:
+        folder: What `eval` wrote.
+        output: Where the plots go; `folder` if None.
+        formats: Of png, svg, pdf and html.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError, OSError: no such folder, files of another version or damaged, an unknown format.
+    """
+    report = read_report(folder)
+    return write_plots(report, output or folder, formats)
+
+
+def check_request(request: EvalRequest) -> None:
+    """Refuse what is wrong in the options themselves.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if not request.sae and request.release is None:
+        raise ValueError("nothing to judge: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
+    if request.release is None and request.sae_id:
+        raise ValueError("--sae-id names an SAE of a release: give --release too.")
+    for option, value in (
+        ("--tokens", request.tokens),
+        ("--batch-size-prompts", request.batch_size_prompts),
+        ("--context-size", request.context_size),
+    ):
+        if value is not None and value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}.")
+    if request.outlier_norm_multiple is not None and not request.outlier_norm_multiple > 0:
+        raise ValueError(f"--outlier-norm-multiple must be > 0, got {request.outlier_norm_multiple}.")
+    try:
+        torch.zeros((), device=request.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {request.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
+def _with_demo(request: EvalRequest) -> EvalRequest:
+    if not request.demo:
+        return request
+    if request.model is not None or request.dataset is not None:
+        raise ValueError("--demo has its own model and text: leave out --model and --dataset.")
+    if request.sae or request.release is not None:
+        return request
+    if not (DEMO_SAE / "cfg.json").is_file():
+        raise FileNotFoundError(
+            f"there is no demo SAE in {DEMO_SAE}: run `sae-lens-afa demo` first, or give --sae PATH."
+        )
+    return replace(request, sae=(DEMO_SAE,))
+
+
+def _check_options(name: str, sae: SAE[Any], request: EvalRequest) -> None:
+    # For what it refuses: an architecture, an option, a scaling that is not known.
+    SAEJudge(
+        sae,
+        outlier_norm_multiple=request.outlier_norm_multiple,
+        rescale_by_token_std=request.rescale_by_token_std,
+    )
+    metadata = sae.cfg.metadata
+    if request.hook is None and metadata.hook_name is None:
+        raise ValueError(f"{name} does not say which hook it codes: give --hook (blocks.6.hook_resid_pre, ...).")
+    if request.context_size is None and metadata.context_size is None:
+        raise ValueError(f"{name} does not say its context size: give --context-size.")
+    if request.demo:
+        return
+    for field, option in (("model_name", "--model"), ("dataset_path", "--dataset")):
+        if getattr(request, option.removeprefix("--")) is None and getattr(metadata, field) is None:
+            raise ValueError(f"{name} does not say its {field}: give {option}.")
+
+
+def _model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[HookedRootModule, ActivationsStore]:
+    dataset: Any
+    if request.demo:
+        from sae_lens_afa.demo import load_model, load_text
+
+        model = load_model(request.device)
+        dataset = sources.text_dataset(load_text().held_out)
+    else:
+        dataset = sources.load_text_dataset(_dataset_name(request, saes))
+        model = sources.load_language_model(_model_name(request, saes), saes, request.device)
+    first = next(iter(saes.values()))
+    if first.cfg.metadata.prepend_bos is None:
+        first.cfg.metadata.prepend_bos = True
+    with sources.expected_messages_off():
+        store = ActivationsStore.from_sae(
+            model,
+            first,
+            dataset,
+            context_size=request.context_size or sources.shared_metadata(saes, "context_size"),
+            streaming=True,
+            store_batch_size_prompts=request.batch_size_prompts,
+            total_tokens=request.tokens,
+            device=request.device,
+        )
+    return model, store
+
+
+def _model_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
+    if request.demo:
+        from sae_lens_afa.demo.model import MODEL_NAME
+
+        return MODEL_NAME
+    return request.model or sources.shared_metadata(saes, "model_name")
+
+
+def _dataset_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
+    if request.demo:
+        return "King James Bible, held-out chapters"
+    return request.dataset or sources.shared_metadata(saes, "dataset_path")
+
+
+def _description(sae: SAE[Any]) -> dict[str, Any]:
+    cfg = sae.cfg
+    return {
+        "architecture": cfg.architecture(),
+        "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+        "hook_name": cfg.metadata.hook_name,
+        "normalize_activations": cfg.normalize_activations,
+    }

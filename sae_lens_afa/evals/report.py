@@ -1,0 +1,184 @@
+"""The files of an evaluation: metrics.json, plot_data.parquet, tokens.parquet, plots."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult, check_version
+from sae_lens_afa.evals.table import results_table
+from sae_lens_afa.runner import check_output_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS, TOKENS, PLOT_DATA = "metrics.json", "tokens.parquet", "plot_data.parquet"
+PLOTS = ("zf", "eps_lbo", "l0")
+FORMATS = ("png", "svg", "pdf", "html")
+# Tokens of each SAE that are kept for plots: enough for a density, a megabyte or so for twelve layers.
+_PLOT_TOKENS = 3000
+
+
+@dataclass(frozen=True)
+class EvalReport:
+    """An evaluation on disk.
+
+    Attributes:
+        folder: Where it is.
+        results: By SAE.
+        described: Architecture, sizes and hook by SAE.
+        settings: Model, dataset, tokens.
+        files: What was written.
+    """
+
+    folder: Path
+    results: Mapping[str, AFAResult]
+    described: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    files: Sequence[Path] = field(default=(), compare=False)
+
+    def __str__(self) -> str:
+        parts = [results_table(self.results)]
+        kept = {name: result.without_outliers for name, result in self.results.items() if result.without_outliers}
+        if kept:
+            limits = ", ".join(f"{result.outlier_norm:.4g}" for result in self.results.values())
+            parts.append(f"without tokens of a norm above {limits}\n{results_table(kept)}")
+        return "\n\n".join(parts)
+
+
+def check_writable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse, before the work, an output folder that cannot be written.
+
+    Raises:
+        FileExistsError: it exists and may not be overwritten.
+        OSError: it cannot be created or written to.
+    """
+    check_output_folder(folder, overwrite=overwrite)
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise NotADirectoryError(f"output folder {folder} cannot be written: {existing} is not a writable folder.")
+
+
+def write_report(
+    folder: Path,
+    results: Mapping[str, AFAResult],
+    described: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    per_token: bool,
+) -> EvalReport:
+    """Write the figures, the plots and what they are drawn from: all files or none."""
+    import pandas as pd
+
+    tables = {name: result.tokens.assign(sae=name) for name, result in results.items() if result.tokens is not None}
+    plotted = [
+        table if len(table) <= _PLOT_TOKENS else table.sample(_PLOT_TOKENS, random_state=0) for table in tables.values()
+    ]
+    metrics = {
+        "version": FORMAT_VERSION,
+        "settings": dict(settings),
+        "saes": {name: {**described[name], "figures": result.to_dict()} for name, result in results.items()},
+    }
+    # Beside its place, so that neither a failure nor a reader in between meets half an evaluation.
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        pd.concat(plotted, ignore_index=True).to_parquet(partial / PLOT_DATA)
+        if per_token:
+            pd.concat(tables.values(), ignore_index=True).to_parquet(partial / TOKENS)
+        write_plots(EvalReport(partial, results, described, settings), partial, ("png", "html"))
+        (partial / METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+        folder.mkdir(exist_ok=True)
+        # What an evaluation that is replaced had beyond this one is not of this one.
+        for name in (METRICS, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS)):
+            (folder / name).unlink(missing_ok=True)
+        files = [path.rename(folder / path.name) for path in sorted(partial.iterdir())]
+    finally:
+        shutil.rmtree(partial)
+    return EvalReport(folder, results, described, settings, files)
+
+
+def read_report(folder: Path) -> EvalReport:
+    """The evaluation in a folder; its results have no tokens.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: metrics.json is damaged or of another version.
+    """
+    path = folder / METRICS
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {METRICS}; give the --output folder of an evaluation.")
+    try:
+        data = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}); run the evaluation again.") from error
+    check_version(data, str(path))
+    saes: dict[str, dict[str, Any]] = data["saes"]
+    results = {name: AFAResult.from_dict(sae.pop("figures")) for name, sae in saes.items()}
+    return EvalReport(folder, results, saes, data["settings"])
+
+
+def read_tokens(folder: Path) -> pd.DataFrame:
+    """Per-token norms of all SAEs: every token if they were asked for, else those kept for plots.
+
+    Raises:
+        FileNotFoundError: the folder has neither.
+    """
+    import pandas as pd
+
+    for name in (TOKENS, PLOT_DATA):
+        if (folder / name).is_file():
+            return pd.read_parquet(folder / name)
+    raise FileNotFoundError(f"{folder} has neither {TOKENS} nor {PLOT_DATA}; run the evaluation again.")
+
+
+def write_plots(report: EvalReport, output: Path, formats: Sequence[str]) -> list[Path]:
+    """Draw the ZF plot and the half-violins in each format, and where a hook has several SAEs loss against L0.
+
+    Raises:
+        ValueError: an unknown format, or nothing to draw.
+    """
+    from sae_lens_afa import plots
+
+    if unknown := [name for name in formats if name not in FORMATS]:
+        raise ValueError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}.")
+    tokens = read_tokens(report.folder)
+    title = f"{report.settings['model']}, {report.settings['dataset']}"
+
+    def paths(name: str) -> list[Path]:
+        return [output / f"{name}.{suffix}" for suffix in formats]
+
+    plots.zf_plot(tokens, title=title, save=paths("zf"))
+    plots.eps_lbo_plot(tokens, title=title, save=paths("eps_lbo"))
+    written = paths("zf") + paths("eps_lbo")
+    frontier = _frontier(report)
+    if len(frontier):
+        plots.l0_plot(frontier, loss_label="normalised MSE, mean", title=title, save=paths("l0"))
+        written += paths("l0")
+    return written
+
+
+def _frontier(report: EvalReport) -> pd.DataFrame:
+    """L0 and loss of the SAEs at hooks that have several: those of different hooks do not compare."""
+    import pandas as pd
+
+    hooks = Counter(about["hook_name"] for about in report.described.values())
+    rows = [
+        {
+            "layer": report.described[name]["hook_name"],
+            "architecture": report.described[name]["architecture"],
+            "l0": result.l0_mean,
+            "loss": result.nmse_mean,
+            "label": name,
+        }
+        for name, result in report.results.items()
+        if hooks[report.described[name]["hook_name"]] > 1
+    ]
+    return pd.DataFrame(rows)

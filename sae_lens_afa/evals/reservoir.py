@@ -1,0 +1,76 @@
+"""Rows of a stream: all of them up to a number, beyond it a uniform sample that does not depend on any order."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sae_lens_afa.evals.figures import Array
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Reservoir:
+    """Keeps the `capacity` rows with the smallest keys.
+
+    A row's key is a hash of its values, its place in the stream and the seed: keys of different streams are
+    independent, and a union keeps the same rows whichever stream comes first.
+
+    Args:
+        width: Values in a row.
+        capacity: Most rows that are kept.
+        seed: Another seed is another sample.
+    """
+
+    def __init__(self, width: int, capacity: int, seed: int) -> None:
+        self.capacity, self.seed = capacity, seed
+        self.seen = 0
+        self._rows: list[Array] = [np.empty((width, 0))]
+        self._keys: list[NDArray[np.uint64]] = [np.empty(0, dtype=np.uint64)]
+        self._held = 0
+
+    def add(self, rows: Array) -> None:
+        """Offer rows, [width, n]."""
+        n = rows.shape[1]
+        self._append(rows, _keys(rows, np.arange(self.seen, self.seen + n, dtype=np.uint64), self.seed))
+        self.seen += n
+
+    def merge(self, other: Reservoir) -> None:
+        """Offer the rows of another reservoir of the same capacity and seed."""
+        for rows, keys in zip(other._rows, other._keys, strict=True):
+            self._append(rows, keys)
+        self.seen += other.seen
+
+    def rows(self) -> Array:
+        """The rows that are kept, [width, n], in the order of their keys once some were dropped."""
+        self._compact()
+        return self._rows[0]
+
+    def _append(self, rows: Array, keys: NDArray[np.uint64]) -> None:
+        self._rows.append(rows)
+        self._keys.append(keys)
+        self._held += len(keys)
+        if self._held > 2 * self.capacity:
+            self._compact()
+
+    def _compact(self) -> None:
+        rows, keys = np.concatenate(self._rows, axis=1), np.concatenate(self._keys)
+        if len(keys) > self.capacity:
+            smallest = np.argsort(keys, kind="stable")[: self.capacity]
+            rows, keys = rows[:, smallest], keys[smallest]
+        self._rows, self._keys, self._held = [rows], [keys], len(keys)
+
+
+def _keys(rows: Array, place: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
+    key = _mix(place + np.uint64(seed % 2**64) * _GOLDEN)
+    for values in rows:
+        key = _mix(key ^ np.ascontiguousarray(values).view(np.uint64))
+    return key
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The splitmix64 finaliser: every bit of the input changes half of the output's."""
+    x = x + _GOLDEN
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+    return x ^ (x >> np.uint64(31))

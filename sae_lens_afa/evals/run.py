@@ -1,0 +1,196 @@
+"""AFA metrics of an SAE over activations that are given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torch
+from sae_lens.saes.sae import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_afa.evals import figures
+from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS, AFAMetrics
+from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.evals.token_norms import check_shapes, token_blocks
+
+# Tokens of a stream from which the median norm is taken before the first of them is judged.
+CALIBRATION_TOKENS = 16_384
+
+
+class SAEJudge:
+    """Streams raw activations through one SAE and into its metrics: with all tokens, and without outliers.
+
+    Args:
+        sae: The SAE.
+        activation_scaler: See `SAESpace`.
+        outlier_norm_multiple: Judge a second time without tokens whose hook-point norm is above so many medians.
+        rescale_by_token_std: Give norms in raw units where the SAE's layer_norm divided each token by its own
+            standard deviation.
+        max_exact_tokens: See `AFAMetrics`.
+        seed: See `AFAMetrics`.
+
+    Raises:
+        TypeError, ValueError: as `SAESpace`; or an option that the SAE does not allow.
+    """
+
+    def __init__(
+        self,
+        sae: SAE[Any],
+        *,
+        activation_scaler: ActivationScaler | None = None,
+        outlier_norm_multiple: float | None = None,
+        rescale_by_token_std: bool = False,
+        max_exact_tokens: int = MAX_EXACT_TOKENS,
+        seed: int = 0,
+    ) -> None:
+        self.space = SAESpace(sae, activation_scaler)
+        if outlier_norm_multiple is not None and not outlier_norm_multiple > 0:
+            raise ValueError(f"outlier_norm_multiple must be > 0, got {outlier_norm_multiple}.")
+        if rescale_by_token_std and sae.cfg.normalize_activations != "layer_norm":
+            raise ValueError(
+                "rescale_by_token_std is for SAEs with normalize_activations='layer_norm', this one has"
+                f" {sae.cfg.normalize_activations!r}: its norms are in raw units already."
+            )
+        self._multiple, self._rescale = outlier_norm_multiple, rescale_by_token_std
+        self._metrics, self._kept = (
+            AFAMetrics(self.space.d_sae, max_exact_tokens=max_exact_tokens, seed=seed) for _ in range(2)
+        )
+        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._outlier_norm: float | None = None
+
+    def add(self, activations: Tensor, token_index: Tensor | None = None) -> int:
+        """Judge a batch of raw activations; returns its number of tokens.
+
+        Args:
+            activations: [..., d_in], or [..., heads, d_head].
+            token_index: What `AFAResult.tokens` is to call the tokens, [tokens]; their place in the stream if None.
+        """
+        rows = self.space.rows(activations)
+        if token_index is None:
+            token_index = torch.arange(len(rows)) + self._seen
+        if self._multiple is None or self._outlier_norm is not None:
+            self._judge(rows, token_index)
+            return len(rows)
+        self._waiting.append((rows, token_index))
+        if sum(len(waiting) for waiting, _ in self._waiting) >= CALIBRATION_TOKENS:
+            self._judge_waiting()
+        return len(rows)
+
+    @property
+    def _seen(self) -> int:
+        waiting = sum(len(rows) for rows, _ in self._waiting)
+        return self._metrics.n_tokens + self._metrics.n_nonfinite + waiting
+
+    def _judge_waiting(self) -> None:
+        assert self._multiple is not None
+        norms = torch.cat([_norms(rows) for rows, _ in self._waiting])
+        median = figures.median(norms[norms.isfinite()].double().numpy())
+        self._outlier_norm = float("inf") if median is None else self._multiple * median
+        waiting, self._waiting = self._waiting, []
+        for rows, token_index in waiting:
+            self._judge(rows, token_index)
+
+    def _judge(self, rows: Tensor, token_index: Tensor) -> None:
+        space, coded = self.space, self.space.code(rows)
+        check_shapes(coded.dense, coded.feature_acts, space.d_in, space.d_sae, coded.recons, space.b_dec)
+        scale = coded.raw_std if self._rescale else None
+        inlier = None if self._outlier_norm is None else _norms(rows) <= self._outlier_norm
+        start = 0
+        for block in token_blocks(
+            coded.dense, coded.feature_acts, space.decoder_norm, space.b_dec, coded.recons, scale,
+            token_index.to(coded.dense.device),
+        ):  # fmt: skip
+            self._metrics.add(block)
+            stop = start + block.columns.shape[1]
+            if inlier is not None:
+                self._kept.add(block[inlier[start:stop]])
+            start = stop
+
+    def result(self) -> AFAResult:
+        """The figures of all tokens so far.
+
+        Raises:
+            ValueError: no token is left to judge.
+        """
+        if self._waiting:
+            self._judge_waiting()
+        result = self._metrics.compute()
+        if self._outlier_norm is None:
+            return result
+        if self._kept.n_tokens == 0:
+            raise ValueError(
+                f"no tokens to judge: all {result.n_tokens} are outliers by outlier_norm_multiple={self._multiple}"
+                f" (norm above {self._outlier_norm:.4g}); raise it."
+            )
+        return result.with_outliers_left_out(self._kept.compute(), self._outlier_norm)
+
+    @property
+    def metrics(self) -> AFAMetrics:
+        """The metrics of all tokens judged so far, for merging with those of another process."""
+        return self._metrics
+
+
+def evaluate_activations(
+    sae: SAE[Any],
+    activations: Tensor | Iterable[Tensor],
+    *,
+    batch_size: int = 4096,
+    activation_scaler: ActivationScaler | None = None,
+    outlier_norm_multiple: float | None = None,
+    rescale_by_token_std: bool = False,
+    max_exact_tokens: int = MAX_EXACT_TOKENS,
+    seed: int = 0,
+    progress: bool = False,
+) -> AFAResult:
+    """Judge an SAE by AFA on activations.
+
+    Args:
+        sae: Any SAELens SAE with a linear decoder, for inference or training; not changed.
+        activations: Raw hook-point values [..., d_in] (hook_z: [..., heads, d_head]), or an iterable of such
+            batches. The SAE's own normalisation is applied.
+        batch_size: Tokens that are encoded at a time.
+        activation_scaler: The trainer's scaling, where it is not folded into the SAE (see `SAESpace`).
+        outlier_norm_multiple: Give the figures also without tokens whose norm is above so many medians
+            (`AFAResult.without_outliers`); the median is that of the first 16,384 tokens.
+        rescale_by_token_std: For an SAE with layer_norm, under which every ||z|| is sqrt(d_in - 1): multiply the
+            norms of each token by its own standard deviation. Ratios do not change, correlations and the ZF plot
+            become meaningful.
+        max_exact_tokens: Up to so many tokens medians are exact (see `AFAMetrics`).
+        seed: Seed of the sample beyond that.
+        progress: Show a progress bar.
+
+    Returns:
+        The figures, and the norms of each token in `tokens`.
+
+    Raises:
+        TypeError: a transcoder or a temporal SAE, or activations that are not floating point.
+        ValueError: no tokens, or a shape that does not fit; the message says which.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    judge = SAEJudge(
+        sae, activation_scaler=activation_scaler, outlier_norm_multiple=outlier_norm_multiple,
+        rescale_by_token_std=rescale_by_token_std, max_exact_tokens=max_exact_tokens, seed=seed,
+    )  # fmt: skip
+    batches: Iterable[Tensor] = [activations] if isinstance(activations, Tensor) else activations
+    rows = chain.from_iterable(judge.space.rows(_tensor(batch)).split(batch_size) for batch in batches)
+    with tqdm(unit=" tokens", disable=not progress) as bar:
+        for batch in rows:
+            bar.update(judge.add(batch))
+    return judge.result()
+
+
+def _tensor(batch: object) -> Tensor:
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"activations must be a tensor or an iterable of tensors, got a {type(batch).__name__}.")
+    return batch
+
+
+def _norms(rows: Tensor) -> Tensor:
+    """Hook-point norms on the CPU."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()

@@ -1,0 +1,179 @@
+"""SAEs judged on the bundled language model and its text."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.saes.sae import SAE, SAEMetadata
+from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+from sae_lens_afa import AFAResult, TopAFASAE, TopAFASAEConfig, evaluate_activations, run_afa_evals
+
+CONTEXT = 32
+
+
+def build(hook_name: str = "blocks.2.hook_resid_pre", *, d_in: int = 192, config=StandardSAEConfig, **metadata) -> SAE:
+    torch.manual_seed(1)
+    about = SAEMetadata(hook_name=hook_name, context_size=CONTEXT, prepend_bos=True, **metadata)
+    options = (
+        {"reshape_activations": "hook_z"} if hook_name.endswith("_z") and "hook_head_index" not in metadata else {}
+    )
+    sae_class = TopAFASAE if config is TopAFASAEConfig else StandardSAE
+    sae = sae_class(config(d_in=d_in, d_sae=256, metadata=about, **options))
+    sae.b_dec.data.normal_(std=0.1)
+    return sae
+
+
+@pytest.fixture
+def store(model, dataset):
+    def make(sae: SAE, **options) -> ActivationsStore:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ActivationsStore.from_sae(
+                model, sae, dataset, streaming=False, store_batch_size_prompts=4, total_tokens=10, **options
+            )
+
+    return make
+
+
+def quiet(*args, **options):
+    return run_afa_evals(*args, progress=False, **options)
+
+
+def same(a: AFAResult, b: AFAResult, rel: float = 1e-6) -> bool:
+    figures = [{name: value for name, value in r.to_dict().items() if value is not None} for r in (a, b)]
+    return figures[0] == pytest.approx(figures[1], rel=rel)
+
+
+def test_figures_are_those_of_the_activations_themselves(model, store):
+    sae = build()
+    tokens = store(sae).get_batch_tokens(8)
+    activations = model.run_with_cache(tokens, prepend_bos=False)[1]["blocks.2.hook_resid_pre"]
+    assert same(quiet(sae, store(sae), model, tokens=8 * CONTEXT), evaluate_activations(sae, activations))
+
+
+def test_several_saes_share_a_forward_pass_and_keep_their_hooks(model, store, monkeypatch):
+    saes = {
+        "resid": build(),
+        "late": build("blocks.3.hook_resid_pre", config=TopAFASAEConfig),
+        "z": build("blocks.1.attn.hook_z"),
+        "one head": build("blocks.1.attn.hook_z", d_in=model.cfg.d_head, hook_head_index=2),
+        "mlp": build("blocks.0.hook_mlp_out"),
+    }
+    alone = {name: quiet(sae, store(sae), model, tokens=256) for name, sae in saes.items()}
+    calls = []
+    run = model.run_with_cache
+    monkeypatch.setattr(model, "run_with_cache", lambda *a, **k: calls.append(k.get("stop_at_layer")) or run(*a, **k))
+    together = quiet(saes, store(saes["resid"]), model, tokens=256)
+    assert list(together) == list(saes)
+    assert all(same(together[name], alone[name]) for name in saes)
+    # Five checks of a hook, then 256 tokens in two batches of 4 prompts, no further than layer 3.
+    assert calls[5:] == [4, 4]
+
+
+def test_tokens_are_read_exactly_and_named(model, store):
+    sae = build()
+    result = quiet(sae, store(sae), model, tokens=150)
+    assert result.n_tokens == 150
+    ids = store(sae).get_batch_tokens(8).flatten()[:150]
+    assert result.tokens.token.tolist() == [model.tokenizer.decode([i]) for i in ids]
+    row = result.tokens.iloc[CONTEXT + 3]
+    assert (row.prompt, row.position) == (1, 3)
+    assert row.context == model.tokenizer.decode(ids[CONTEXT : CONTEXT + 4])
+    assert result.tokens.context.iloc[-1].endswith(result.tokens.token.iloc[-1])
+
+
+def test_only_given_positions_are_judged(model, store):
+    sae = build()
+    result = quiet(sae, store(sae), model, tokens=12, positions=[-1, 3])
+    assert result.n_tokens == 12
+    assert sorted(set(result.tokens.position)) == [3, CONTEXT - 1]
+    assert result.tokens.prompt.nunique() == 6
+
+
+def test_the_store_s_own_slice_is_the_default(model, store):
+    sae = build(seqpos_slice=(1, 5))
+    result = quiet(sae, store(sae), model, tokens=40)
+    assert sorted(set(result.tokens.position)) == [1, 2, 3, 4]
+
+
+def test_special_tokens_are_left_out(model, store):
+    sae = build()
+    bos = model.tokenizer.bos_token_id
+    every = quiet(sae, store(sae), model, tokens=256)
+    without = quiet(sae, store(sae), model, tokens=256, exclude_special_tokens=True)
+    n_bos = int((every.tokens.token == model.tokenizer.bos_token).sum())
+    assert n_bos >= 8
+    assert without.n_tokens == 256 - n_bos
+    assert model.tokenizer.bos_token not in set(without.tokens.token)
+    assert same(without, quiet(sae, store(sae), model, tokens=256, exclude_special_tokens=[bos]))
+
+
+def test_outliers_are_reported_beside_everything(model, store):
+    sae = build()
+    result = quiet(sae, store(sae), model, tokens=256, outlier_norm_multiple=1.2)
+    assert 0 < result.without_outliers.n_tokens < result.n_tokens == 256
+    assert result.without_outliers.tokens.dense_norm.max() <= result.outlier_norm * (1 + 1e-6)
+    assert "context" in result.without_outliers.tokens
+
+
+def test_a_text_is_read_once(model, store, dataset):
+    sae = build()
+    short = store(sae)
+    short.dataset = dataset.select([0])
+    short.iterable_sequences = short._iterate_tokenized_sequences()
+    with pytest.warns(UserWarning, match=r"the text ended after \d+ of 1000000 tokens"):
+        result = quiet(sae, short, model, tokens=1_000_000)
+    whole = len(model.tokenizer(dataset[0]["text"])["input_ids"])
+    assert whole - CONTEXT < result.n_tokens < whole + 2 * CONTEXT + whole // CONTEXT
+
+
+def test_contexts_are_kept_of_as_many_tokens_as_norms(model, store):
+    sae = build()
+    result = quiet(sae, store(sae), model, tokens=256, max_exact_tokens=64)
+    assert len(result.tokens) == 64
+    known = result.tokens.prompt < 4  # the first batch of prompts
+    assert (result.tokens.context[known] != "").all()
+    assert (result.tokens.context[~known] == "").all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tokens": 0}, "tokens must be at least 1"),
+        ({"positions": [CONTEXT]}, "positions must be within -32 to 31"),
+        ({"positions": []}, "positions must be within"),
+        ({"tokens": 64, "exclude_special_tokens": list(range(4096 * 4))}, "no tokens to judge: 64 were read"),
+    ],
+)
+def test_bad_options_are_named(model, store, options, message):
+    sae = build()
+    with pytest.raises(ValueError, match=message):
+        quiet(sae, store(sae), model, **options)
+
+
+def test_hooks_and_widths_are_checked_before_any_work(model, store):
+    sae = build()
+    with pytest.raises(ValueError, match=r"no hook 'blocks.2.hook_resid_prr'; did you mean"):
+        quiet({"good": sae, "bad": build("blocks.2.hook_resid_prr")}, store(sae), model)
+    with pytest.raises(ValueError, match="d_in is 100"):
+        quiet(build(d_in=100), store(sae), model)
+    with pytest.raises(ValueError, match="the mapping is empty"):
+        quiet({}, store(sae), model)
+
+
+def test_cached_activations_have_no_tokens(model, store):
+    sae = build()
+    cached = store(sae)
+    cached.dataset = None
+    with pytest.raises(ValueError, match="evaluate_activations instead"):
+        quiet(sae, cached, model)
+
+
+def test_an_sae_that_names_no_hook_is_fed_from_the_store_s(model, store):
+    sae, nameless = build(), build()
+    nameless.cfg.metadata.hook_name = None
+    assert same(quiet(nameless, store(sae), model, tokens=64), quiet(sae, store(sae), model, tokens=64))

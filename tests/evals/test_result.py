@@ -1,0 +1,114 @@
+"""AFAResult: flat names, JSON, tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sae_lens_afa import AFAMetrics, AFAResult, evaluate_activations
+from sae_lens_afa.evals import results_table
+
+FORM = [
+    *(f"{name}_median" for name in ("dense_norm", "feature_norm", "norm_ratio", "activation_ratio", "epsilon_lbo")),
+    *("reconstruction_ratio_median", "epsilon_lbo_mean", "frac_over_activated", "frac_under_activated"),
+    *("afa_squared_error_mean", "pearson", "spearman"),
+]
+STREAM = [
+    "n_tokens",
+    "n_nonfinite",
+    "n_undefined",
+    "d_sae",
+    "l0_mean",
+    "explained_variance",
+    "nmse_median",
+    "nmse_mean",
+]
+QUANTILES = [f"{name}_{q}" for name in ("l0", "norm_ratio", "epsilon_lbo") for q in ("q05", "q25", "q75", "q95")]
+
+
+@pytest.fixture
+def result() -> AFAResult:
+    metrics = AFAMetrics(7)
+    x, acts = torch.randn(30, 4), torch.rand(30, 7)
+    metrics.update(x, acts, torch.randn(7, 4), torch.randn(4), 0.9 * x)
+    return metrics.compute()
+
+
+def test_the_flat_dictionary_has_the_documented_names_in_both_forms(result):
+    flat = result.to_dict()
+    assert set(STREAM + FORM + QUANTILES + [f"centered_{name}" for name in FORM]) <= set(flat)
+    assert all(value is None or isinstance(value, int | float) for value in flat.values())
+    assert all(flat[name] == getattr(result, name) for name in flat)
+
+
+def test_it_is_frozen(result):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.n_tokens = 3
+
+
+def test_json_round_trips_and_writes_null_for_what_is_undefined():
+    result = AFAMetrics.from_norms(torch.zeros(2), torch.ones(2), d_sae=1).compute()
+    text = result.to_json()
+    assert "NaN" not in text
+    data = json.loads(text, parse_constant=pytest.fail)
+    assert data["norm_ratio_median"] is None
+    assert data["version"] == 1
+    assert AFAResult.from_json(text) == result
+
+
+def test_json_keeps_the_figures_without_outliers(result):
+    both = result.with_outliers_left_out(AFAMetrics.from_norms(torch.ones(2), torch.ones(2), d_sae=7).compute(), 4.5)
+    flat = both.to_dict()
+    assert flat["without_outliers_n_tokens"] == 2
+    assert flat["outlier_norm"] == 4.5
+    assert AFAResult.from_json(both.to_json()) == both
+
+
+@pytest.mark.parametrize("text", ['{"version": 2}', "{}", "[]", '{"version": null}'])
+def test_another_version_is_refused(text):
+    with pytest.raises(ValueError, match="reads version 1: run the evaluation again"):
+        AFAResult.from_json(text)
+
+
+def test_missing_and_unknown_figures_are_named(result):
+    data = result.to_dict()
+    del data["l0_mean"]
+    with pytest.raises(ValueError, match="'l0_mean', 'new'"):
+        AFAResult.from_dict({**data, "new": 1.0})
+
+
+def test_a_row_per_result(result):
+    row = result.to_dataframe("mine")
+    assert list(row.index) == ["mine"]
+    assert row.loc["mine", "l0_mean"] == result.l0_mean
+    assert len(result.tokens) == 30
+
+
+def test_the_table_says_both_forms_and_leaves_out_what_is_unknown(result):
+    text = str(result)
+    assert "bias as a feature" in text
+    assert "centred" in text
+    assert f"{result.epsilon_lbo_median:.3e}" in text
+    norms_only = str(AFAMetrics.from_norms(torch.rand(5) + 1, torch.rand(5) + 1, d_sae=9).compute())
+    assert "centred" not in norms_only
+    assert "L0" not in norms_only
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_several_results_stand_side_by_side(result):
+    lines = results_table({"first": result, "a longer name": result}).splitlines()
+    assert lines[0].split("  ")[-1].strip() == "a longer name"
+    assert len({len(line) for line in lines if line.endswith(tuple("0123456789%"))}) == 1
+
+
+def test_nan_rows_show_in_the_table():
+    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
+
+    x = torch.randn(5, 4)
+    x[2] = torch.nan
+    assert "with NaN or infinity, left out" in str(
+        evaluate_activations(StandardSAE(StandardSAEConfig(d_in=4, d_sae=6)), x)
+    )
