@@ -60,6 +60,61 @@ def train(ctx: typer.Context) -> None:
     InterruptibleTrainingRunner(cfg).run()
 
 
+@app.command("eval")
+def evaluate(
+    sae: Annotated[list[Path] | None, typer.Option(help="Folder of a saved SAE; may be given several times.")] = None,
+    release: Annotated[str | None, typer.Option(help="SAELens release or Hub repository.")] = None,
+    sae_id: Annotated[list[str] | None, typer.Option(help="SAE of the release; may be given several times.")] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="The demo's SAE on its model and held-out text.")] = False,
+    model: Annotated[str | None, typer.Option(help="Model name or GPT-2 folder. Default: the SAE's.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file. Default: the SAE's.")] = None,
+    hook: Annotated[str | None, typer.Option(help="Hook point. Default: each SAE's.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 65_536,
+    batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 16,
+    position: Annotated[list[int] | None, typer.Option(help="Judge this position only; -1 is the last.")] = None,
+    exclude_special_tokens: Annotated[bool, typer.Option("--exclude-special-tokens", help="Leave them out.")] = False,
+    outlier_norm_multiple: Annotated[
+        float | None, typer.Option(help="Report also without tokens above so many median norms.")
+    ] = None,
+    rescale_by_token_std: Annotated[
+        bool, typer.Option("--rescale-by-token-std", help="Norms in raw units, for SAEs with layer_norm.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    output: Annotated[Path, typer.Option(help="Folder for metrics.json and plots.")] = Path("runs/eval"),
+    per_token: Annotated[bool, typer.Option("--per-token", help="Write tokens.parquet too.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
+) -> None:
+    """Judge any SAE by AFA: are its features over- or under-activated for their inputs?"""
+    from sae_lens_afa.evals.command import EvalRequest, eval_command
+
+    report = eval_command(
+        EvalRequest(
+            output=output, sae=sae or (), release=release, sae_id=sae_id or (), demo=demo, model=model,
+            dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
+            batch_size_prompts=batch_size_prompts, positions=position or (),
+            exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
+            rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
+        )
+    )  # fmt: skip
+    print(f"\n{report}\n\nwritten:")
+    for file in report.files:
+        print(f"  {file}")
+
+
+@app.command()
+def plot(
+    folder: Annotated[Path, typer.Argument(help="What `sae-lens-afa eval` wrote.")],
+    output: Annotated[Path | None, typer.Option(help="Folder for the plots. Default: the same.")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="png, svg, pdf or html.")] = None,
+) -> None:
+    """Redraw the plots of an evaluation from its files."""
+    from sae_lens_afa.evals.command import plot_command
+
+    for file in plot_command(folder, output=output, formats=formats or ("png", "html")):
+        print(file)
+
+
 def _with_underscores(arg: str) -> str:
     """SAELens spells its flags with underscores; take them with dashes too."""
     if not arg.startswith("--"):

@@ -180,3 +180,43 @@ def test_an_interrupted_demo_continues(tmp_path, run):
     done = run("demo", "--output", "sae", "--tokens", str(tokens), "--resume-from-checkpoint", checkpoint)
     assert done.code == 0, done.stderr
     assert SAE.load_from_disk(tmp_path / "sae").W_dec.shape == torch.Size([3072, 192])
+
+
+def test_eval_judges_the_demo_s_sae_and_plot_redraws(tmp_path, run):
+    assert run("demo", "--tokens", "4096").code == 0
+    judged = run("eval", "--demo", "--tokens", "8192", "--output", "judged", "--per-token")
+    assert judged.code == 0, judged.stderr
+    assert "eps-LBO" in judged.stdout
+    figures = json.loads((tmp_path / "judged/metrics.json").read_text())
+    assert figures["version"] == 1
+    (sae,) = figures["saes"].values()
+    assert sae["figures"]["n_tokens"] == 8192
+    for name in ("zf.png", "eps_lbo.png", "tokens.parquet"):
+        assert str(Path("judged") / name) in judged.stdout
+        assert (tmp_path / "judged" / name).stat().st_size > 0
+    redrawn = run("plot", "judged", "--format", "svg", "--output", "drawings")
+    assert redrawn.code == 0, redrawn.stderr
+    assert (tmp_path / "drawings" / "zf.svg").read_text().lstrip().startswith("<?xml")
+    again = run("eval", "--demo", "--output", "judged")
+    assert (again.code, "--overwrite" in again.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["eval"], "nothing to judge: give --sae PATH"),
+        (["eval", "--demo"], "run `sae-lens-afa demo` first"),
+        (["eval", "--sae", "nowhere"], "nowhere"),
+        (["eval", "--sae", "taken", "--tokens", "0"], "--tokens must be at least 1"),
+        (["eval", "--release", "gpt2-small-res-jbb", "--sae-id", "x"], "gpt2-small-res-jb"),
+        (["plot", "taken"], "taken has no metrics.json"),
+    ],
+)
+def test_a_wrong_evaluation_is_one_line_and_leaves_nothing_behind(tmp_path, args, message, run):
+    (tmp_path / "taken").mkdir()
+    done = run(*args)
+    assert done.code == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert [p.name for p in tmp_path.iterdir()] == ["taken"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
@@ -111,6 +112,7 @@ def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch):
 
 
 def test_logs_to_a_real_wandb_run(tmp_path, model, dataset, monkeypatch):
+    wandb.teardown()  # it reads its environment once
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=2, eval_every_n_wandb_logs=2)
     train(runner_config(tmp_path, logger=logger), model, dataset)

@@ -21,12 +21,10 @@ def select_rows(
     segmented sort is what is slow, so the boundary is found by bisection. Devices without float64 (mps)
     send the rows to the CPU and back.
     """
+    acts, target_norm = acts.detach(), target_norm.detach()
     if acts.numel() == 0:
         return acts.clone()
-    target_norm = target_norm.detach().to(acts.device, torch.float64 if acts.device.type != "mps" else None)
-    if acts.device.type == "cpu":
-        return select_by_sorting(acts.detach(), target_norm, decoder_norm)
-    if acts.device.type == "mps":
-        norm = None if decoder_norm is None else decoder_norm.cpu()
-        return select_by_sorting(acts.detach().cpu(), target_norm.cpu().double(), norm).to(acts.device)
-    return select_by_bisection(acts.detach(), target_norm, decoder_norm)
+    if acts.device.type in ("cpu", "mps"):
+        norm = None if decoder_norm is None else decoder_norm.detach().cpu()
+        return select_by_sorting(acts.cpu(), target_norm.cpu().double(), norm).to(acts.device)
+    return select_by_bisection(acts, target_norm.to(acts.device, torch.float64), decoder_norm)
