@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer, LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens import logger as sae_lens_logger
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_afa._support import check_device, expected_messages_off, text_dataset, write_whole
 from sae_lens_afa.demo.model import MODEL_NAME, load_model
 from sae_lens_afa.demo.text import load_text
 from sae_lens_afa.functional import feature_norm
@@ -130,16 +124,17 @@ def run_demo(
     check_output_folder(output, overwrite=overwrite)
     if tokens < BATCH:
         raise ValueError(f"tokens must be at least {BATCH} (one training batch), got {tokens}.")
-    _check_device(device)
+    check_device(device)
     cfg = demo_config(output, tokens, device)
     cfg.resume_from_checkpoint = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
     torch.manual_seed(cfg.seed)
-    with _expected_messages_off():
+    with expected_messages_off():
         model = load_model(device)
-        runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=_dataset(load_text().train))
-        runner.run()
+        dataset = text_dataset(load_text().train)
+        InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
         result = evaluate(output, model)
-    _write_json(output / "demo_result.json", asdict(result))
+    text = json.dumps(asdict(result), indent=2) + "\n"
+    write_whole(output / "demo_result.json", lambda path: path.write_text(text))
     return result
 
 
@@ -152,7 +147,7 @@ def evaluate(folder: str | Path, model: HookedSAETransformer) -> DemoResult:
 
     def held_out() -> ActivationsStore:  # from its first window: a store goes on where it was left
         return ActivationsStore.from_sae(
-            model, sae, _dataset(load_text().held_out), streaming=False, store_batch_size_prompts=_EVAL_PROMPTS,
+            model, sae, text_dataset(load_text().held_out), streaming=False, store_batch_size_prompts=_EVAL_PROMPTS,
             device=device,
         )  # fmt: skip
 
@@ -185,42 +180,3 @@ def evaluate(folder: str | Path, model: HookedSAETransformer) -> DemoResult:
         ce_ablated=ce["ce_loss_with_ablation"],
         norm_ratio=float(torch.cat(ratios).median()),
     )
-
-
-def _dataset(chapters: list[str]) -> Dataset:
-    return Dataset.from_dict({"text": chapters})
-
-
-@contextmanager
-def _expected_messages_off() -> Generator[None]:
-    """Leave out what SAELens says of a run with its own model and a small text: here both are meant."""
-
-    def unexpected(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("You just passed in a")
-
-    sae_lens_logger.addFilter(unexpected)
-    try:
-        with warnings.catch_warnings():
-            for message in (
-                "The training dataset contains fewer samples",
-                "Dataset is not tokenized",
-                "All samples in the training dataset have been exhausted",
-            ):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        sae_lens_logger.removeFilter(unexpected)
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason} Try --device cpu.") from error
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(data, indent=2) + "\n")
-    os.replace(partial, path)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 
+from sae_lens_afa._support import check_device, expected_messages_off, text_dataset
 from sae_lens_afa.evals import sources
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
 from sae_lens_afa.evals.report import EvalReport, check_writable, read_report, write_plots, write_report
@@ -156,10 +156,7 @@ def check_request(request: EvalRequest) -> None:
             raise ValueError(f"{option} must be at least 1, got {value}.")
     if request.outlier_norm_multiple is not None and not request.outlier_norm_multiple > 0:
         raise ValueError(f"--outlier-norm-multiple must be > 0, got {request.outlier_norm_multiple}.")
-    try:
-        torch.zeros((), device=request.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {request.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    check_device(request.device)
 
 
 def _with_demo(request: EvalRequest) -> EvalRequest:
@@ -201,14 +198,14 @@ def _model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[Ho
         from sae_lens_afa.demo import load_model, load_text
 
         model = load_model(request.device)
-        dataset = sources.text_dataset(load_text().held_out)
+        dataset = text_dataset(load_text().held_out)
     else:
         dataset = sources.load_text_dataset(_dataset_name(request, saes))
         model = sources.load_language_model(_model_name(request, saes), saes, request.device)
     first = next(iter(saes.values()))
     if first.cfg.metadata.prepend_bos is None:
         first.cfg.metadata.prepend_bos = True
-    with sources.expected_messages_off():
+    with expected_messages_off():
         store = ActivationsStore.from_sae(
             model,
             first,

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import logging
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, load_dataset, load_from_disk
-from sae_lens import logger as sae_lens_logger
+from datasets import load_dataset, load_from_disk
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.load_model import load_model
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAE
 from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
+from sae_lens_afa._support import text_dataset
 from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
 if TYPE_CHECKING:
@@ -140,25 +137,3 @@ def load_text_dataset(name: str) -> Any:
     if path.suffix not in _LOADERS:
         raise ValueError(f"--dataset {name}: only .txt, {', '.join(_LOADERS)} files are read.")
     return load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
-
-
-def text_dataset(texts: Sequence[str]) -> Dataset:
-    """Texts as the dataset that SAELens' store reads."""
-    return Dataset.from_dict({"text": list(texts)})
-
-
-@contextmanager
-def expected_messages_off() -> Generator[None]:
-    """Leave out what SAELens says of training on a small or untokenised text: here nothing is trained."""
-
-    def unexpected(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("You just passed in a")
-
-    sae_lens_logger.addFilter(unexpected)
-    try:
-        with warnings.catch_warnings():
-            for message in ("The training dataset contains fewer samples", "Dataset is not tokenized"):
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        sae_lens_logger.removeFilter(unexpected)
