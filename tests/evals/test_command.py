@@ -137,7 +137,7 @@ def test_the_demo_s_sae_is_the_default(tmp_path, monkeypatch):
         ({"saes": True, "tokens": 0}, "--tokens must be at least 1, got 0"),
         ({"saes": True, "context_size": 0}, "--context-size must be at least 1"),
         ({"saes": True, "outlier_norm_multiple": -1.0}, "--outlier-norm-multiple must be > 0"),
-        ({"saes": True, "device": "nonsense"}, "--device 'nonsense' cannot be used here"),
+        ({"saes": True, "device": "nonsense"}, "device 'nonsense' cannot be used here: .*Try --device cpu"),
         ({"saes": True, "model": "gpt2"}, "--demo has its own model and text"),
         ({"saes": True, "demo": False, "model": "gpt2x", "dataset": "t.txt"}, "--model 'gpt2x' cannot be loaded.*gpt2"),
         ({"saes": True, "demo": False}, "does not say its dataset_path: give --dataset"),
