@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_lens_afa._support import write_whole
 from sae_lens_afa.evals.figures import Array
 from sae_lens_afa.evals.result import AFAResult
 
@@ -179,9 +179,4 @@ def save_all(
             raise ValueError(f"save={str(path)!r}: the name must end in one of {', '.join(SUFFIXES)}.")
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-        try:
-            (html if path.suffix == ".html" else image)(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, html if path.suffix == ".html" else image)

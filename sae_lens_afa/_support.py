@@ -1,4 +1,4 @@
-"""What the demo and the evaluations share beside the mathematics: devices, whole files, texts, SAELens' messages."""
+"""What demo, evaluations and plots share beside the mathematics: devices, whole files, texts, SAELens' messages."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def check_device(device: str) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a file beside `path` and move it into place, so that there is never half a file."""
-    partial = path.with_name(f".{path.name}.partial")
+    # The ending stays: writers tell the format by it.
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(partial)
         os.replace(partial, path)

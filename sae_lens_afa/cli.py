@@ -8,6 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from sae_lens.llm_sae_training_runner import (
+    _parse_cfg_args,  # pyright: ignore[reportPrivateUsage]  (the parser behind SAELens' own command)
+)
+
+from sae_lens_afa.demo.run import DEFAULT_TOKENS as DEMO_TOKENS
+from sae_lens_afa.demo.run import run_demo
+from sae_lens_afa.evals.command import DEFAULT_PROMPTS, EvalRequest, eval_command, plot_command
+from sae_lens_afa.evals.language_model import DEFAULT_TOKENS as EVAL_TOKENS
+from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingInterrupted, config_from_checkpoint
 
 app = typer.Typer(
     name="sae-lens-afa",
@@ -23,14 +32,12 @@ _RESUME_FLAG = "--resume_from_checkpoint"
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the trained SAE.")] = Path("runs/demo"),
-    tokens: Annotated[int, typer.Option(help="Training tokens.")] = 819_200,
+    tokens: Annotated[int, typer.Option(help="Training tokens.")] = DEMO_TOKENS,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
     resume_from_checkpoint: Annotated[Path | None, typer.Option(help="Continue an interrupted demo.")] = None,
 ) -> None:
     """Train a top-AFA SAE on the bundled language model and text: no network, no account, a few minutes."""
-    from sae_lens_afa.demo import run_demo
-
     result = run_demo(
         output, tokens=tokens, device=device, overwrite=overwrite, resume_from_checkpoint=resume_from_checkpoint
     )
@@ -45,12 +52,6 @@ def train(ctx: typer.Context) -> None:
 
     --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
     """
-    from sae_lens.llm_sae_training_runner import (
-        _parse_cfg_args,  # pyright: ignore[reportPrivateUsage]  (the parser behind SAELens' own command)
-    )
-
-    from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
-
     args = [_with_underscores(arg) for arg in ctx.args]
     match [part for arg in args for part in arg.split("=", 1)]:
         case [flag, checkpoint] if flag == _RESUME_FLAG:
@@ -70,8 +71,8 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file. Default: the SAE's.")] = None,
     hook: Annotated[str | None, typer.Option(help="Hook point. Default: each SAE's.")] = None,
     context_size: Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = 65_536,
-    batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
+    batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = DEFAULT_PROMPTS,
     position: Annotated[list[int] | None, typer.Option(help="Judge this position only; -1 is the last.")] = None,
     exclude_special_tokens: Annotated[bool, typer.Option("--exclude-special-tokens", help="Leave them out.")] = False,
     outlier_norm_multiple: Annotated[
@@ -86,8 +87,6 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
 ) -> None:
     """Judge any SAE by AFA: are its features over- or under-activated for their inputs?"""
-    from sae_lens_afa.evals.command import EvalRequest, eval_command
-
     report = eval_command(
         EvalRequest(
             output=output, sae=sae or (), release=release, sae_id=sae_id or (), demo=demo, model=model,
@@ -109,8 +108,6 @@ def plot(
     formats: Annotated[list[str] | None, typer.Option("--format", help="png, svg, pdf or html.")] = None,
 ) -> None:
     """Redraw the plots of an evaluation from its files."""
-    from sae_lens_afa.evals.command import plot_command
-
     for file in plot_command(folder, output=output, formats=formats or ("png", "html")):
         print(file)
 
@@ -125,8 +122,6 @@ def _with_underscores(arg: str) -> str:
 
 def main() -> None:
     """Run the command; expected errors are one line on stderr and exit code 1."""
-    from sae_lens_afa.runner import TrainingInterrupted
-
     try:
         app()
     except TrainingInterrupted as stop:
