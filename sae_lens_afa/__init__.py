@@ -9,7 +9,7 @@ import importlib
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa import functional, selection
+from sae_lens_afa import functional, hub, selection
 from sae_lens_afa.evals import (
     AFAEvaluator,
     AFAMetrics,
@@ -17,6 +17,7 @@ from sae_lens_afa.evals import (
     evaluate_activations,
     run_afa_evals,
 )
+from sae_lens_afa.hub import HubError, list_saes, load, push_to_hub
 from sae_lens_afa.saes import (
     TopAFASAE,
     TopAFASAEConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "AFAEvaluator",
     "AFAMetrics",
     "AFAResult",
+    "HubError",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",
@@ -41,7 +43,11 @@ __all__ = [
     "__version__",
     "evaluate_activations",
     "functional",
+    "hub",
+    "list_saes",
+    "load",
     "plots",
+    "push_to_hub",
     "run_afa_evals",
     "selection",
 ]

@@ -73,6 +73,9 @@ def evaluate(
     context_size: Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
     batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = DEFAULT_PROMPTS,
+    cross_entropy_tokens: Annotated[
+        int, typer.Option(help="On so many of the tokens, the model's cross-entropy with the SAE in place too.")
+    ] = 0,
     position: Annotated[list[int] | None, typer.Option(help="Judge this position only; -1 is the last.")] = None,
     exclude_special_tokens: Annotated[bool, typer.Option("--exclude-special-tokens", help="Leave them out.")] = False,
     outlier_norm_multiple: Annotated[
@@ -91,7 +94,7 @@ def evaluate(
         EvalRequest(
             output=output, sae=sae or (), release=release, sae_id=sae_id or (), demo=demo, model=model,
             dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
-            batch_size_prompts=batch_size_prompts, positions=position or (),
+            batch_size_prompts=batch_size_prompts, cross_entropy_tokens=cross_entropy_tokens, positions=position or (),
             exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
             rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
         )

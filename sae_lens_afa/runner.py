@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,10 @@ _CHECKPOINT_FILES = (
 )
 # Config fields that may differ between a checkpoint and the run that continues it.
 _FREE_FIELDS = {"device", "metadata"}
+
+
+# Noted in the SAE's metadata.
+_PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch")
 
 
 class TrainingInterrupted(InterruptedException):
@@ -102,6 +107,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         if override_model is None and cfg.model_class_name == "HookedTransformer" and Path(cfg.model_name).is_dir():
             override_model = load_gpt2_folder(cfg.model_name, cfg.llm_device or cfg.device)
         super().__init__(cfg, override_dataset, override_model, override_sae)
+        self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
         if not cfg.use_cached_activations:
             check_hook(self.model, cfg.hook_name, cfg.sae.d_in, cfg.hook_head_index)
 

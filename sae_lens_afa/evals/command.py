@@ -39,6 +39,7 @@ class EvalRequest:
         context_size: Tokens of a prompt.
         tokens: Tokens to read.
         batch_size_prompts: Prompts per forward pass.
+        cross_entropy_tokens: Of `tokens`, on how many to measure the model's cross-entropy too.
         positions: Positions of a prompt that are judged; all if empty.
         exclude_special_tokens: Leave out special tokens.
         outlier_norm_multiple: Report also without tokens of more than so many median norms.
@@ -59,6 +60,7 @@ class EvalRequest:
     context_size: int | None = None
     tokens: int = DEFAULT_TOKENS
     batch_size_prompts: int = DEFAULT_PROMPTS
+    cross_entropy_tokens: int = 0
     positions: Sequence[int] = ()
     exclude_special_tokens: bool = False
     outlier_norm_multiple: float | None = None
@@ -99,6 +101,7 @@ def eval_command(request: EvalRequest, *, progress: bool = True) -> EvalReport:
         model,
         tokens=request.tokens,
         batch_size_prompts=request.batch_size_prompts,
+        cross_entropy_tokens=request.cross_entropy_tokens,
         exclude_special_tokens=request.exclude_special_tokens,
         positions=list(request.positions) or None,
         outlier_norm_multiple=request.outlier_norm_multiple,
@@ -154,6 +157,8 @@ def check_request(request: EvalRequest) -> None:
     ):
         if value is not None and value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}.")
+    if request.cross_entropy_tokens < 0:
+        raise ValueError(f"--cross-entropy-tokens must not be negative, got {request.cross_entropy_tokens}.")
     if request.outlier_norm_multiple is not None and not request.outlier_norm_multiple > 0:
         raise ValueError(f"--outlier-norm-multiple must be > 0, got {request.outlier_norm_multiple}.")
     check_device(request.device)

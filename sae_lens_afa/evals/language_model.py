@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, overload
 
 import numpy as np
@@ -17,6 +18,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_specia
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.run import SAEJudge
@@ -36,6 +38,7 @@ class LanguageModelOptions(TypedDict, total=False):
 
     tokens: int
     batch_size_prompts: int | None
+    cross_entropy_tokens: int
     exclude_special_tokens: bool | Sequence[int]
     positions: Sequence[int] | None
     outlier_norm_multiple: float | None
@@ -72,6 +75,7 @@ def run_afa_evals(
     *,
     tokens: int = DEFAULT_TOKENS,
     batch_size_prompts: int | None = None,
+    cross_entropy_tokens: int = 0,
     exclude_special_tokens: bool | Sequence[int] = False,
     positions: Sequence[int] | None = None,
     outlier_norm_multiple: float | None = None,
@@ -91,6 +95,8 @@ def run_afa_evals(
         tokens: Tokens to read, before any are left out. The text is read once: a shorter one gives fewer tokens
             and a warning.
         batch_size_prompts: Prompts per forward pass; the store's if None.
+        cross_entropy_tokens: Of the tokens read, on how many to measure the model's cross-entropy with each SAE in
+            place (whole batches, all positions; three forward passes for each SAE).
         exclude_special_tokens: Leave out the tokenizer's special tokens (True), or these token ids.
         positions: Judge only these positions of a prompt, negative ones from its end ([-1]: the last token, as
             in the paper); the store's `seqpos_slice` if None.
@@ -128,9 +134,16 @@ def run_afa_evals(
     hooks = {name: _hook(each, activation_store) for name, each in saes.items()}
     for name, hook in hooks.items():
         check_hook(model, hook.name, saes[name].cfg.d_in, hook.head)
+    losses = {
+        name: CrossEntropy(each, model, hooks[name].name, activation_scaler, activation_store.model_kwargs)
+        for name, each in saes.items()
+    }
     text = _Text(activation_store, model, tokens, positions, exclude_special_tokens, max_exact_tokens)
     with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
         for batch, mask, index in text.batches(batch_size_prompts, bar):
+            measured = text.n_seen - batch.numel()
+            for loss in losses.values() if measured < cross_entropy_tokens else ():
+                loss.add(batch)
             cache = _activations(model, activation_store, batch, sorted({hook.name for hook in hooks.values()}))
             for name, hook in hooks.items():
                 acts = cache[hook.name] if hook.head is None else cache[hook.name][:, :, hook.head]
@@ -139,7 +152,9 @@ def run_afa_evals(
         raise ValueError(
             f"no tokens to judge: {text.n_read} were read, and all are special tokens or at other positions."
         )
-    results = {name: text.annotate(judge.result(), model) for name, judge in judges.items()}
+    results = {
+        name: replace(text.annotate(judge.result(), model), **losses[name].figures()) for name, judge in judges.items()
+    }
     return results if isinstance(sae, Mapping) else results["sae"]
 
 
@@ -212,6 +227,11 @@ class _Text:
             if len(index):
                 yield batch, mask, index
             bar.update(count)
+
+    @property
+    def n_seen(self) -> int:
+        """Tokens of the prompts so far, judged or not."""
+        return self._n_prompts * self._width
 
     def _next_prompts(self, size: int) -> Int[Tensor, "prompts context"] | None:
         """Up to `size` prompts; None at the end of the text."""

@@ -111,10 +111,17 @@ class AFAResult(_CenteredForm):
         afa_squared_error_mean: (||f|| - ||z||)^2.
         pearson, spearman: Correlation of ||z|| and ||f||; None where a norm hardly varies (layer_norm).
         without_outliers: The same figures without tokens of outlying norm, if they were asked for.
+        ce_loss_without_sae, ce_loss_with_sae, ce_loss_with_ablation: The language model's cross-entropy in nats per
+            token: untouched, with the reconstruction in place, with zeros there; if it was asked for.
+        ce_loss_score: (ablation - SAE) / (ablation - untouched): 1 where the SAE costs the model nothing.
         outlier_norm: Hook-point norm above which a token is an outlier.
         tokens: A row per token that was kept, with its norms; not part of the JSON. `sae_lens_afa.plots` draws it.
     """
 
+    ce_loss_without_sae: float | None = None
+    ce_loss_with_sae: float | None = None
+    ce_loss_with_ablation: float | None = None
+    ce_loss_score: float | None = None
     outlier_norm: float | None = None
     without_outliers: AFAResult | None = None
     tokens: pd.DataFrame | None = field(default=None, compare=False, repr=False)

@@ -1,0 +1,60 @@
+"""What an SAE costs the language model: its cross-entropy with the reconstruction in place of the activations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Int
+from sae_lens.evals import get_recons_loss
+from sae_lens.saes.sae import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+_NAMES = ("ce_loss_without_sae", "ce_loss_with_sae", "ce_loss_with_ablation")
+
+
+class CrossEntropy:
+    """Means over tokens of SAELens' next-token losses (nats): untouched, with the SAE, with zeros in its place.
+
+    Args:
+        sae: The SAE.
+        model: The model whose activations it codes.
+        hook_name: Where they are.
+        activation_scaler: The trainer's scaling, where it is not folded into the SAE.
+        model_kwargs: Of each forward pass.
+    """
+
+    def __init__(
+        self,
+        sae: SAE[Any],
+        model: HookedRootModule,
+        hook_name: str,
+        activation_scaler: ActivationScaler | None,
+        model_kwargs: Mapping[str, Any],
+    ) -> None:
+        self._sae, self._model, self._hook_name, self._kwargs = sae, model, hook_name, model_kwargs
+        self._scaler = activation_scaler or ActivationScaler()
+        self._sums = dict.fromkeys(_NAMES, 0.0)
+        self._count = 0
+
+    def add(self, prompts: Int[Tensor, "prompts context"]) -> None:
+        """Run the model three times on these prompts."""
+        losses = get_recons_loss(
+            self._sae, self._model, self._scaler, prompts, compute_kl=False, compute_ce_loss=True,
+            model_kwargs=self._kwargs, hook_name=self._hook_name,
+        )  # fmt: skip
+        self._count += losses[_NAMES[0]].numel()
+        for name in _NAMES:
+            self._sums[name] += float(losses[name].double().sum())
+
+    def figures(self) -> dict[str, float | None]:
+        """The three means, and `ce_loss_score`: the part of the loss of ablation that the SAE recovers (1 is all)."""
+        if self._count == 0:
+            return {}
+        means = {name: value / self._count for name, value in self._sums.items()}
+        without, with_sae, ablated = (means[name] for name in _NAMES)
+        return {**means, "ce_loss_score": None if ablated == without else (ablated - with_sae) / (ablated - without)}
