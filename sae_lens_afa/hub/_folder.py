@@ -35,6 +35,8 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: {SAE_CFG_FILENAME} is not JSON ({error}); get it anew.") from error
     if not isinstance(cfg, dict):
         raise ValueError(f"{where}: {SAE_CFG_FILENAME} must hold an object, it holds a {type(cfg).__name__}.")
+    if "architecture" in cfg and cfg["architecture"] not in SAE_TRAINING_CLASS_REGISTRY:
+        check_architecture(cfg, where)
     cfg = handle_config_defaulting(cfg)
     for name in ("d_in", "d_sae"):
         if not isinstance(cfg.get(name), int) or isinstance(cfg[name], bool) or cfg[name] < 1:
@@ -127,7 +129,7 @@ def load_folder(folder: Path, device: str, dtype: str | torch.dtype | None, wher
     name = _dtype_name(dtype) if dtype is not None else own_dtype(header)
     try:
         return SAE.load_from_disk(folder, device=device, dtype=name)
-    except RuntimeError as error:  # torch, of tensors that are missing or that the architecture does not have
+    except (RuntimeError, ValueError) as error:  # of tensors that are missing or that the architecture does not have
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"{where}: {SAE_WEIGHTS_FILENAME} does not fit {cfg['architecture']!r}: {said}") from error
 

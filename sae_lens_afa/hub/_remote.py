@@ -56,6 +56,7 @@ class Snapshot:
     """
 
     repo_id: str
+    revision: str
     commit: str
     files: dict[str, RemoteFile]
     private: bool | None = None
@@ -131,7 +132,9 @@ def read_snapshot(
     }  # fmt: skip
     if unsafe := [path for path in files if leaves_folder(path)]:
         raise HubError(f"{doing}: it has a file named {unsafe[0]!r}, which leads out of its folder; it is refused.")
-    return Snapshot(repo_id, str(info.sha), files, private=info.private, token=token)
+    return Snapshot(
+        repo_id, revision or constants.DEFAULT_REVISION, str(info.sha), files, private=info.private, token=token
+    )
 
 
 def fetch(snapshot: Snapshot, path: str) -> Path:
@@ -157,6 +160,7 @@ def fetch(snapshot: Snapshot, path: str) -> Path:
             )
         )  # fmt: skip
         if file.matches(local):
+            _note_revision(snapshot)
             return local
         blob = local.resolve()
         local.unlink(missing_ok=True)
@@ -184,13 +188,33 @@ def _is_unreachable(error: HubError) -> bool:
     )
 
 
+def _storage(repo_id: str) -> Path:
+    """Where huggingface_hub's cache keeps a repository; refs/REVISION there names a commit."""
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+
+
+def _note_revision(snapshot: Snapshot) -> None:
+    """Remember which commit a branch or tag was, for a time without network.
+
+    huggingface_hub does so when it is asked for the branch; here it is asked for the commit, so that config and
+    weights are of the same.
+    """
+    if snapshot.from_cache or snapshot.revision == snapshot.commit:
+        return
+    ref = _storage(snapshot.repo_id) / "refs" / snapshot.revision
+    if not ref.is_file() or ref.read_text() != snapshot.commit:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(snapshot.commit)
+
+
 def _cached(repo_id: str, revision: str | None) -> Snapshot | None:
-    """The snapshot in huggingface_hub's cache: refs/REVISION names the commit, blobs are named by their digest."""
-    storage = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
-    ref = storage / "refs" / (revision or constants.DEFAULT_REVISION)
+    """The snapshot in huggingface_hub's cache, where large files are named by their digest."""
+    revision = revision or constants.DEFAULT_REVISION
+    storage = _storage(repo_id)
+    ref = storage / "refs" / revision
     commit = ref.read_text().strip() if ref.is_file() else revision
-    folder = storage / "snapshots" / str(commit)
-    if commit is None or not folder.is_dir():
+    folder = storage / "snapshots" / commit
+    if not folder.is_dir():
         return None
     files: dict[str, RemoteFile] = {}
     for path in folder.rglob("*"):
@@ -202,4 +226,4 @@ def _cached(repo_id: str, revision: str | None) -> Snapshot | None:
                 digest if _SHA256.fullmatch(digest) else None,
                 digest if _SHA1.fullmatch(digest) else None,
             )
-    return Snapshot(repo_id, commit, files, from_cache=True)
+    return Snapshot(repo_id, revision, commit, files, from_cache=True)

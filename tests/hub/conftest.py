@@ -53,7 +53,9 @@ class Client:
         """The one line of the error that a script ends with; it has to be a HubError or one of the built-in ones."""
         done = self.run(code, status=1, **kwargs)
         line = done.last_line
-        assert re.match(r"(sae_lens_afa\.hub\._errors\.HubError|ValueError|FileNotFoundError|TypeError): ", line), line
+        assert re.match(
+            r"(sae_lens_afa\.hub\._errors\.HubError|ValueError|FileNotFoundError|FileExistsError|TypeError): ", line
+        ), line
         return line.partition(": ")[2]
 
     def command(self, *args: str, **kwargs) -> Done:

@@ -24,10 +24,9 @@ def test_several_saes_come_back_equal_in_a_new_process(client, hub):
     pushed = client.run("""
         make(3).save_inference_model("saved")
         make(4).save_model("checkpoint")
-        print(afa.push_to_hub(
-            {"a": make(0), "deep/er/b": make(1), "c": "saved", "d": "checkpoint", "e": afa.TopAFASAE.load_from_disk("saved")},
-            "me/saes",
-        ))
+        inference = afa.TopAFASAE.load_from_disk("saved")
+        saes = {"a": make(0), "deep/er/b": make(1), "c": "saved", "d": "checkpoint", "e": inference}
+        print(afa.push_to_hub(saes, "me/saes"))
     """)
     repo = hub.repos["me/saes"]
     assert pushed.last_line == f"{hub.url}/me/saes/commit/{repo.refs['main']}"

@@ -6,6 +6,7 @@ with FakeHub(users={"hf_good": "me"}) as hub: clients reach it with the environm
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from http.server import ThreadingHTTPServer
@@ -13,7 +14,7 @@ from typing import Any
 
 from hub_server import api, storage  # noqa: F401  (they fill the table of routes)
 from hub_server.handler import Handler
-from hub_server.state import Fault, Repo, Request
+from hub_server.state import Blob, Fault, Repo, Request, git_blob_oid
 
 
 class FakeHub:
@@ -32,6 +33,7 @@ class FakeHub:
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
         self.lock = threading.RLock()
+        self.damage_commits = False  # state another digest than the one that was committed
         self.cdn, self.multipart_chunk, self.xet_dir = cdn, multipart_chunk, xet_dir
         self.xet_hash: dict[str, str] = {}
         handler = type("H", (Handler,), {"hub": self})
@@ -47,7 +49,16 @@ class FakeHub:
         with self.lock:
             for held in (self.repos, self.objects, self.parts, self.requests, self.faults, self.xet_hash):
                 held.clear()
-            self.cdn, self.multipart_chunk = True, None
+            self.cdn, self.multipart_chunk, self.damage_commits = True, None, False
+
+    def add(self, repo: Repo, files: dict[str, bytes], *, lfs: bool = False) -> None:
+        """Commit files to main that no client would: of any name and content."""
+        tree = dict(repo.commits[repo.refs["main"]])
+        for path, data in files.items():
+            oid = hashlib.sha256(data).hexdigest()
+            self.objects[oid] = data
+            tree[path] = Blob(git_blob_oid(data), len(data), oid if lfs else None, None if lfs else data)
+        repo.commit("main", tree, "added", "somebody")
 
     def has_object(self, oid: str) -> bool:
         return oid in self.objects or bool(self.xet_dir)

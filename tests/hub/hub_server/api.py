@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from contextlib import suppress
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -16,7 +17,7 @@ from hub_server.state import LFS_SUFFIXES, REGULAR_MAX, Blob, HTTPError, Repo, g
 
 
 @route("GET", "/api/whoami-v2")
-def whoami(h, body, fault):
+def whoami(h, body):
     name = h.user(required=True)
     h.json(
         {
@@ -30,7 +31,7 @@ def whoami(h, body, fault):
 
 
 @route("POST", "/api/repos/create")
-def create(h, body, fault):
+def create(h, body):
     user, p = h.user(required=True), json.loads(body)
     rid = f"{p.get('organization') or user}/{p['name']}"
     if rid.split("/")[0] != user:
@@ -48,7 +49,7 @@ def create(h, body, fault):
 
 
 @route("DELETE", "/api/repos/delete")
-def delete(h, body, fault):
+def delete(h, body):
     p = json.loads(body)
     user = h.user(required=True)
     rid = f"{p.get('organization') or user}/{p['name']}"
@@ -58,7 +59,7 @@ def delete(h, body, fault):
 
 
 @route("POST", "/api/validate-yaml")
-def validate_yaml(h, body, fault):
+def validate_yaml(h, body):
     text = json.loads(body)["content"]
     m = re.match(r"^\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|$)", text, re.S)
     if not m:
@@ -92,7 +93,8 @@ def _info(h, r: Repo, oid: str):
     if "README.md" in tree and tree["README.md"].data is not None:
         m = re.match(r"^---[ \t]*\n(.*?)\n---", tree["README.md"].data.decode(), re.S)
         if m:
-            card = yaml.safe_load(m.group(1)) or {}
+            with suppress(yaml.YAMLError):
+                card = yaml.safe_load(m.group(1)) or {}
     sib = []
     for p, b in sorted(tree.items()):
         s: dict[str, Any] = {"rfilename": p}
@@ -121,13 +123,13 @@ def _info(h, r: Repo, oid: str):
 
 
 @route("GET", "/api/models/{R}")
-def info(h, body, fault, repo):
+def info(h, body, repo):
     r = h.repo(repo)
     h.json(_info(h, r, r.refs["main"]))
 
 
 @route("GET", "/api/models/{R}/revision/(?P<rev>.+)")
-def info_rev(h, body, fault, repo, rev):
+def info_rev(h, body, repo, rev):
     r = h.repo(repo)
     h.json(_info(h, r, h.rev(r, rev)))
 
@@ -140,7 +142,7 @@ def _entry(p: str, b: Blob) -> dict[str, Any]:
 
 
 @route("GET", "/api/models/{R}/tree/(?P<rev>[^/]+)(?:/(?P<path>.*))?")
-def tree(h, body, fault, repo, rev, path=None):
+def tree(h, body, repo, rev, path=None):
     r = h.repo(repo)
     oid = h.rev(r, rev)
     t = r.commits[oid]
@@ -162,11 +164,15 @@ def tree(h, body, fault, repo, rev, path=None):
 
 
 @route("POST", "/api/models/{R}/paths-info/(?P<rev>.+)")
-def paths_info(h, body, fault, repo, rev):
+def paths_info(h, body, repo, rev):
     r = h.repo(repo)
     t = r.commits[h.rev(r, rev)]
     want = parse_qs(body.decode()).get("paths", []) if not body.startswith(b"{") else json.loads(body)["paths"]
     out = [_entry(p, t[p]) for p in want if p in t]
+    if h.hub.damage_commits:
+        for entry in out:
+            if "lfs" in entry:
+                entry["lfs"]["oid"] = "0" * 64
     out += [
         {"type": "directory", "path": p, "oid": "0" * 40, "size": 0}
         for p in want
@@ -176,7 +182,7 @@ def paths_info(h, body, fault, repo, rev):
 
 
 @route("GET", "/api/models/{R}/refs")
-def refs(h, body, fault, repo):
+def refs(h, body, repo):
     r = h.repo(repo)
 
     def f(kind, tab):
@@ -186,7 +192,7 @@ def refs(h, body, fault, repo):
 
 
 @route("GET", "/api/models/{R}/commits/(?P<rev>.+)")
-def commits(h, body, fault, repo, rev):
+def commits(h, body, repo, rev):
     r = h.repo(repo)
     c = h.rev(r, rev)
     by = {e["id"]: e for e in r.log}
@@ -198,7 +204,7 @@ def commits(h, body, fault, repo, rev):
 
 
 @route("POST", "/api/models/{R}/(?P<kind>tag|branch)/(?P<rev>.+)")
-def make_ref(h, body, fault, repo, kind, rev):
+def make_ref(h, body, repo, kind, rev):
     r = h.repo(repo, write=True)
     p = json.loads(body or b"{}")
     tab, name, src = (r.tags, p["tag"], rev) if kind == "tag" else (r.refs, rev, p.get("startingPoint") or "main")
@@ -209,7 +215,7 @@ def make_ref(h, body, fault, repo, kind, rev):
 
 
 @route("DELETE", "/api/models/{R}/(?P<kind>tag|branch)/(?P<rev>.+)")
-def del_ref(h, body, fault, repo, kind, rev):
+def del_ref(h, body, repo, kind, rev):
     r = h.repo(repo, write=True)
     tab = r.tags if kind == "tag" else r.refs
     if rev not in tab:
@@ -219,7 +225,7 @@ def del_ref(h, body, fault, repo, kind, rev):
 
 
 @route("POST", "/api/models/{R}/preupload/(?P<rev>.+)")
-def preupload(h, body, fault, repo, rev):
+def preupload(h, body, repo, rev):
     r = h.repo(repo, write="create_pr" not in h.q)
     t = r.commits[h.rev(r, rev)]
     h.json(
@@ -238,7 +244,7 @@ def preupload(h, body, fault, repo, rev):
 
 
 @route("POST", "/api/models/{R}/commit/(?P<rev>.+)")
-def commit(h, body, fault, repo, rev):
+def commit(h, body, repo, rev):
     create_pr = "create_pr" in h.q
     user = h.user(required=True)
     r = h.repo(repo, write=not create_pr)

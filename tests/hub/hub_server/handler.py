@@ -57,7 +57,8 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return self.rfile.read(n)
 
-    def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None, fault: Fault | None = None):
+    def send(self, status: int, body: bytes = b"", headers: dict[str, str] | None = None) -> None:
+        fault = self.fault
         self._log(status)
         self.send_response(status)
         headers = {"Content-Length": str(len(body)), **(headers or {})}
@@ -88,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.hub
         url = urlsplit(self.path)
         self.q = parse_qs(url.query)
-        fault = hub.take_fault(f"{self.command} {self.path}")
+        self.fault = fault = hub.take_fault(f"{self.command} {self.path}")
         if fault and fault.delay:
             time.sleep(fault.delay)
         if fault and fault.drop_after is not None and self.command == "HEAD":
@@ -106,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
                 m = rx.fullmatch(unquote(url.path) if "%2F" not in url.path.upper() else url.path)
                 if m and self.command in method.split("|"):
                     with hub.lock:
-                        return fn(self, body, fault, **{k: unquote(v) if v else v for k, v in m.groupdict().items()})
+                        return fn(self, body, **{k: unquote(v) if v else v for k, v in m.groupdict().items()})
             raise HTTPError(404, "", f"no such route {self.command} {url.path}")
         except HTTPError as e:
             h = dict(e.headers)

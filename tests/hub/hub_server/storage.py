@@ -13,7 +13,7 @@ from hub_server.state import HTTPError, xet_index
 
 
 @route("POST", "/(?P<repo>[^/]+/[^/]+?)\\.git/info/lfs/objects/batch")
-def lfs_batch(h, body, fault, repo):
+def lfs_batch(h, body, repo):
     h.user(required=True)
     h.repo(repo)
     out = []
@@ -33,7 +33,7 @@ def lfs_batch(h, body, fault, repo):
 
 
 @route("PUT", "/_lfs/(?P<oid>[0-9a-f]{64})(?:/(?P<part>\\d+))?")
-def lfs_put(h, body, fault, oid, part=None):
+def lfs_put(h, body, oid, part=None):
     if part is not None:
         h.hub.parts.setdefault(oid, {})[int(part)] = body
     elif hashlib.sha256(body).hexdigest() != oid:
@@ -44,7 +44,7 @@ def lfs_put(h, body, fault, oid, part=None):
 
 
 @route("POST", "/_lfs/(?P<oid>[0-9a-f]{64})")
-def lfs_complete(h, body, fault, oid):
+def lfs_complete(h, body, oid):
     parts = h.hub.parts.pop(oid, {})
     data = b"".join(parts[i] for i in sorted(parts))
     if hashlib.sha256(data).hexdigest() != oid:
@@ -54,7 +54,7 @@ def lfs_complete(h, body, fault, oid):
 
 
 @route("POST", "/_verify/.*")
-def lfs_verify(h, body, fault):
+def lfs_verify(h, body):
     o = json.loads(body)
     if not h.hub.has_object(o["oid"]):
         raise HTTPError(404, "", "not uploaded")
@@ -62,13 +62,13 @@ def lfs_verify(h, body, fault):
 
 
 @route("GET|HEAD", "/_cdn/(?P<oid>[0-9a-f]{64})")
-def cdn(h, body, fault, oid):
+def cdn(h, body, oid):
     if h.headers.get("Authorization"):
         raise HTTPError(400, "", "token leaked to the CDN host")
-    _file(h, h.hub.objects[oid], {"ETag": f'"{oid}"'}, fault)
+    _file(h, h.hub.objects[oid], {"ETag": f'"{oid}"'})
 
 
-def _file(h, data: bytes, headers: dict[str, str], fault):
+def _file(h, data: bytes, headers: dict[str, str]):
     m = re.fullmatch(r"bytes=(\d+)-(\d*)", h.headers.get("Range") or "")
     headers = {"Accept-Ranges": "bytes", "Content-Type": "application/octet-stream", **headers}
     if m and h.command == "GET":
@@ -76,21 +76,21 @@ def _file(h, data: bytes, headers: dict[str, str], fault):
         if a >= len(data):
             return h.send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
         return h.send(
-            206, data[a : b + 1], {**headers, "Content-Range": f"bytes {a}-{min(b, len(data) - 1)}/{len(data)}"}, fault
+            206, data[a : b + 1], {**headers, "Content-Range": f"bytes {a}-{min(b, len(data) - 1)}/{len(data)}"}
         )
-    h.send(200, data, headers, fault)
+    h.send(200, data, headers)
     return None
 
 
 @route("GET|HEAD", "/{R}/(?:resolve|raw)/(?P<rev>[^/]+)/(?P<path>.+)")
-def resolve(h, body, fault, repo, rev, path):
+def resolve(h, body, repo, rev, path):
     r = h.repo(repo)
     oid = h.rev(r, rev)
     b = r.commits[oid].get(path)
     if b is None:
         raise HTTPError(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": oid})
     if b.sha256 is None:
-        return _file(h, b.data or b"", {"X-Repo-Commit": oid, "ETag": f'"{b.oid}"'}, fault)
+        return _file(h, b.data or b"", {"X-Repo-Commit": oid, "ETag": f'"{b.oid}"'})
     head = {
         "X-Repo-Commit": oid,
         "X-Linked-Etag": f'"{b.sha256}"',
@@ -106,12 +106,12 @@ def resolve(h, body, fault, repo, rev, path):
         }
     if h.hub.cdn:  # like the Hub: 302 to the storage host
         return h.send(302, b"", {**head, "Location": f"{h.hub.cdn_url}/_cdn/{b.sha256}"})
-    _file(h, h.hub.objects[b.sha256], head, fault)
+    _file(h, h.hub.objects[b.sha256], head)
     return None
 
 
 @route("GET", "/api/models/{R}/xet-(?P<kind>read|write)-token/(?P<rev>.+)")
-def xet_token(h, body, fault, repo, kind, rev):
+def xet_token(h, body, repo, kind, rev):
     h.repo(repo, write=kind == "write")
     if not h.hub.xet_dir:
         raise HTTPError(404, "", "xet is not enabled on this server")
