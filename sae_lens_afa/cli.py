@@ -12,6 +12,7 @@ from sae_lens.llm_sae_training_runner import (
     _parse_cfg_args,  # pyright: ignore[reportPrivateUsage]  (the parser behind SAELens' own command)
 )
 
+from sae_lens_afa._cli_share import share
 from sae_lens_afa.demo.run import DEFAULT_TOKENS as DEMO_TOKENS
 from sae_lens_afa.demo.run import run_demo
 from sae_lens_afa.evals.command import DEFAULT_PROMPTS, EvalRequest, eval_command, plot_command
@@ -113,6 +114,9 @@ def plot(
     """Redraw the plots of an evaluation from its files."""
     for file in plot_command(folder, output=output, formats=formats or ("png", "html")):
         print(file)
+
+
+app.add_typer(share)
 
 
 def _with_underscores(arg: str) -> str:

@@ -108,7 +108,7 @@ def _update_metadata(data: Any, repo_id: str, saes: Mapping[str, SAEFacts], opti
 
 
 def _eval_results(sae_id: str, facts: SAEFacts) -> list[EvalResult]:
-    dataset = short_name(facts.metrics.get("dataset")) or short_name(facts.metadata("dataset_path")) or "activations"
+    dataset = short_name(facts.metrics.get("dataset")) or "activations"  # not what it was trained on
     return [
         EvalResult(
             task_type=_TASK,

@@ -1,0 +1,83 @@
+"""The language model's cross-entropy with an SAE in place."""
+
+import pytest
+import torch
+from sae_lens import ActivationsStore
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activation_scaler import ActivationScaler
+
+from sae_lens_afa import TopAFASAE, TopAFASAEConfig, run_afa_evals
+from sae_lens_afa._support import expected_messages_off
+
+HOOK, CONTEXT, PROMPTS = "blocks.2.hook_resid_pre", 32, 4
+
+
+@pytest.fixture
+def sae() -> TopAFASAE:
+    about = SAEMetadata(hook_name=HOOK, context_size=CONTEXT, prepend_bos=True)
+    return TopAFASAE(TopAFASAEConfig(d_in=192, d_sae=512, metadata=about))
+
+
+def store(model, sae, dataset) -> ActivationsStore:
+    with expected_messages_off():
+        return ActivationsStore.from_sae(model, sae, dataset, streaming=False, store_batch_size_prompts=PROMPTS)
+
+
+@torch.no_grad()
+def losses(model, tokens, change) -> torch.Tensor:
+    with model.hooks(fwd_hooks=[(HOOK, lambda acts, hook: change(acts))]):
+        return model(tokens, return_type="loss", loss_per_token=True)
+
+
+def test_they_are_those_of_the_model_itself(model, sae, dataset):
+    result = run_afa_evals(
+        sae, store(model, sae, dataset), model, tokens=8 * CONTEXT, cross_entropy_tokens=8 * CONTEXT, progress=False
+    )
+    tokens = store(model, sae, dataset).get_batch_tokens(8)
+    without, with_sae, ablated = (
+        float(losses(model, tokens, change).double().mean())
+        for change in (lambda acts: acts, sae, lambda acts: torch.zeros_like(acts))
+    )
+    assert result.ce_loss_without_sae == pytest.approx(without, rel=1e-6)
+    assert result.ce_loss_with_sae == pytest.approx(with_sae, rel=1e-6)
+    assert result.ce_loss_with_ablation == pytest.approx(ablated, rel=1e-6)
+    assert result.ce_loss_score == pytest.approx((ablated - with_sae) / (ablated - without), rel=1e-6)
+    assert "recovered (CE score)" in str(result)
+
+
+def test_they_are_saelens_figures(model, sae, dataset):
+    result = run_afa_evals(
+        sae, store(model, sae, dataset), model, tokens=2 * PROMPTS * CONTEXT, cross_entropy_tokens=2 * PROMPTS * CONTEXT,
+        progress=False,
+    )  # fmt: skip
+    config = EvalConfig(n_eval_reconstruction_batches=2, compute_ce_loss=True)
+    theirs = run_evals(
+        sae, store(model, sae, dataset), model, ActivationScaler(), config, exclude_special_tokens=False
+    )[0]["model_performance_preservation"]
+    for name in ("ce_loss_without_sae", "ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_score"):
+        assert getattr(result, name) == pytest.approx(theirs[name], rel=1e-5), name
+
+
+def test_on_the_first_tokens_only(model, sae, dataset, monkeypatch):
+    seen = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda *args, **kw: seen.append(kw.get("return_type")) or forward(*args, **kw)
+    )
+    run_afa_evals(sae, store(model, sae, dataset), model, tokens=3 * PROMPTS * CONTEXT, progress=False)
+    assert not any(seen), "no losses unless they are asked for"
+    result = run_afa_evals(
+        sae, store(model, sae, dataset), model, tokens=3 * PROMPTS * CONTEXT, cross_entropy_tokens=1, progress=False
+    )
+    assert sum(kind is not None for kind in seen) == 3, "one batch, three passes"
+    assert result.n_tokens == 3 * PROMPTS * CONTEXT
+    assert result.ce_loss_score is not None
+
+
+def test_each_of_several_saes_on_the_same_prompts(model, sae, dataset):
+    results = run_afa_evals(
+        {"a": sae, "b": sae}, store(model, sae, dataset), model, tokens=CONTEXT, cross_entropy_tokens=CONTEXT,
+        progress=False,
+    )  # fmt: skip
+    assert results["a"] == results["b"]
