@@ -15,6 +15,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 
 from sae_lens_afa.hub._contents import FIGURES, METRICS_FILENAME, PLOT_FILENAME, SAEFacts, is_number, short_name
 from sae_lens_afa.hub._remote import ROOT, in_folder
+from sae_lens_afa.interop.report import METADATA_KEY
 
 BEGIN = "<!-- sae-lens-afa: begin; this section is written anew by each push, put your own text outside of it -->"
 END = "<!-- sae-lens-afa: end -->"
@@ -137,6 +138,7 @@ def _section(repo_id: str, saes: Mapping[str, SAEFacts]) -> str:
         *([_EXPLAINED] if any(facts.metrics for facts in saes.values()) else []),
         "### Load",
         _snippet(repo_id, first, own=saes[first].cfg.get("architecture") == "top_afa"),
+        *_approximations(saes),
         "### Training",
         "\n".join(_training_table(saes)),
         *_plots(saes),
@@ -190,6 +192,23 @@ def _snippet(repo_id: str, sae_id: str, *, own: bool) -> str:
             "```",
         ]
     return "\n".join(lines)
+
+
+def _approximations(saes: Mapping[str, SAEFacts]) -> list[str]:
+    """Of SAEs that stand for another, how good they are: as `export_jumprelu` measured it."""
+    reports = {sae_id: facts.metadata(METADATA_KEY) for sae_id, facts in saes.items()}
+    lines = [
+        f"- {_code(sae_id)}: {report['note']} L0 {_rounded(report, 'l0_original')} becomes"
+        f" {_rounded(report, 'l0_export')}, explained variance {_rounded(report, 'explained_variance_original')}"
+        f" becomes {_rounded(report, 'explained_variance_export')}."
+        for sae_id, report in reports.items()
+        if isinstance(report, Mapping) and "note" in report
+    ]
+    return ["### Approximations", "\n".join(lines)] if lines else []
+
+
+def _rounded(report: Mapping[str, Any], name: str) -> str:
+    return f"{report[name]:.4g}" if is_number(report.get(name)) else "(unknown)"
 
 
 def _plots(saes: Mapping[str, SAEFacts]) -> list[str]:

@@ -47,10 +47,8 @@ def test_they_are_those_of_the_model_itself(model, sae, dataset):
 
 
 def test_they_are_saelens_figures(model, sae, dataset):
-    result = run_afa_evals(
-        sae, store(model, sae, dataset), model, tokens=2 * PROMPTS * CONTEXT, cross_entropy_tokens=2 * PROMPTS * CONTEXT,
-        progress=False,
-    )  # fmt: skip
+    n = 2 * PROMPTS * CONTEXT
+    result = run_afa_evals(sae, store(model, sae, dataset), model, tokens=n, cross_entropy_tokens=n, progress=False)
     config = EvalConfig(n_eval_reconstruction_batches=2, compute_ce_loss=True)
     theirs = run_evals(
         sae, store(model, sae, dataset), model, ActivationScaler(), config, exclude_special_tokens=False
