@@ -27,20 +27,24 @@ def check_replaceable(output: Path, *, overwrite: bool) -> None:
         )
 
 
-def write_folder(output: Path, write: Callable[[Path], Any]) -> Path:
+def write_folder(output: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a folder beside `output` and move it into place; what was there is replaced as a whole."""
     # Not through a link: its target is replaced, not the link.
     output = output.resolve()
     partial, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         write(partial)
         if output.exists():
-            shutil.rmtree(old, ignore_errors=True)
             output.rename(old)
-        partial.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            partial.rename(output)
+        except OSError:
+            if old.exists():
+                old.rename(output)
+            raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return output
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)

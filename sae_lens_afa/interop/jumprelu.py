@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
 from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.interop._calibration import ThresholdCalibration
+from sae_lens_afa.interop._comparison import compare, cross_entropies
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop._views import inference_view
-from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport, compare, cross_entropies
+from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
 from sae_lens_afa.runner import check_hook
 
 if TYPE_CHECKING:
@@ -97,17 +98,15 @@ def export_jumprelu(
     figures: dict[str, Any] = compare(original, export, split.judging())
     if model is not None and activation_store is not None:
         figures |= cross_entropies(original, export, model, prompts, dict(activation_store.model_kwargs))
-    attach_report(
-        export,
-        JumpReLUReport(
-            original_architecture=original.cfg.architecture(),
-            thresholds="per_feature",
-            n_calibration_tokens=split.n_calibration,
-            held_out=split.held_out,
-            n_never_selected=int(calibration.never_selected().sum()),
-            **figures,
-        ),
+    report = JumpReLUReport(
+        original_architecture=original.cfg.architecture(),
+        thresholds="per_feature",
+        n_calibration_tokens=split.n_calibration,
+        held_out=split.held_out,
+        n_never_selected=int(calibration.never_selected().sum()),
+        **figures,
     )
+    export.cfg.metadata[METADATA_KEY] = report.to_dict()
     return export
 
 
@@ -145,11 +144,6 @@ def with_thresholds(sae: SAE[Any], threshold: Tensor) -> JumpReLUSAE:
     b_enc = weights.pop("b_enc", torch.zeros_like(threshold))
     export.load_state_dict({**weights, "b_enc": b_enc, "threshold": threshold})
     return export
-
-
-def attach_report(export: SAE[Any], report: JumpReLUReport) -> None:
-    """Keep the report in the SAE's metadata, where saving and loading leave it."""
-    export.cfg.metadata[METADATA_KEY] = report.to_dict()
 
 
 def _thresholdable_view(sae: SAE[Any]) -> SAE[Any]:

@@ -14,11 +14,12 @@ from sae_lens.util import dtype_to_str
 from torch import Tensor
 
 from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.interop._comparison import compare
 from sae_lens_afa.interop._folder import check_replaceable, write_folder
 from sae_lens_afa.interop._reference_files import ReferenceCheckpoint, read_reference_checkpoint
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop._views import inference_view
-from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport, compare
+from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
 from sae_lens_afa.saes import TopAFATrainingSAE, TopAFATrainingSAEConfig
 
 _BATCH_TOKENS = 4096
@@ -75,7 +76,8 @@ def convert_reference_checkpoint(
     sae = _training_sae(checkpoint)
     if isinstance(sae, BatchTopKTrainingSAE) and activations is not None:
         sae.cfg.metadata[METADATA_KEY] = _calibrate(sae, activations, checkpoint.config["batch_size"]).to_dict()
-    return write_folder(output, sae.save_inference_model)
+    write_folder(output, sae.save_inference_model)
+    return output
 
 
 def _training_sae(checkpoint: ReferenceCheckpoint) -> TrainingSAE[Any]:
