@@ -24,7 +24,7 @@ from sae_lens_afa.evals.command import (
     with_demo,
 )
 from sae_lens_afa.interop._folder import check_replaceable, write_folder
-from sae_lens_afa.interop.jumprelu import check_exportable, export_jumprelu
+from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
 from sae_lens_afa.interop.reference_checkpoint import convert_reference_checkpoint
 from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport, jumprelu_report
 
@@ -44,7 +44,7 @@ class ExportRequest:
         activations: A .safetensors file of raw hook-point values, one tensor or one of the name "activations".
             Without it they come from the model and text, with which the cross-entropy is measured too.
         model, dataset, hook, context_size, batch_size_prompts: As for `EvalRequest`.
-        tokens: Tokens of the text to read for thresholds and report.
+        tokens: Tokens of the text to read for thresholds and report; the cross-entropy takes up to 8,192 before them.
         device: cpu, cuda, ...
         overwrite: Replace the SAE in an existing `output`.
     """
@@ -181,7 +181,10 @@ def _export_from_text(request: ExportRequest, *, progress: bool) -> SAE[Any]:
     model, store = model_and_text(wanted, saes)
     with expected_messages_off():
         batches = _activations(store, request.tokens, request.batch_size_prompts)
-        return export_jumprelu(sae, batches, model=model, activation_store=store, progress=progress)
+        return export_jumprelu(
+            sae, batches, model=model, activation_store=store, progress=progress,
+            cross_entropy_tokens=min(DEFAULT_CE_TOKENS, -(-request.tokens // 4)),
+        )  # fmt: skip
 
 
 def _activations(store: ActivationsStore, tokens: int, prompts: int) -> Iterator[Tensor]:

@@ -70,7 +70,7 @@ def export_jumprelu(
             and says so.
         model: Language model, for the cross-entropy; with `activation_store` or not at all.
         activation_store: Its next prompts are taken for the cross-entropy, before `activations` is read.
-        cross_entropy_tokens: About how many tokens of them.
+        cross_entropy_tokens: About how many tokens of them; the text must have so many.
         batch_size: Tokens that are encoded at a time.
         progress: Show a progress bar.
 
@@ -80,8 +80,8 @@ def export_jumprelu(
 
     Raises:
         TypeError: not an SAE, a transcoder, or activations that are not floating-point tensors.
-        ValueError: an architecture that is not supported, a shape that does not fit, too few tokens (64), a NaN or an
-            infinity, or a hook that the model does not have.
+        ValueError: an architecture that is not supported, a shape that does not fit, less than 64 tokens, a NaN or an
+            infinity, a hook that the model does not have, or too little text for the cross-entropy.
     """
     check_exportable(sae)
     if (model is None) != (activation_store is None):
@@ -176,7 +176,7 @@ def _calibrate(original: SAE[Any], split: ActivationSplit, *, progress: bool) ->
 
 
 def _next_prompts(store: ActivationsStore, tokens: int) -> list[Int[Tensor, "prompts context"]]:
-    """About so many tokens of the store, in its batches; fewer where the text ends."""
+    """About so many tokens of the store, in its batches."""
     if tokens < 1:
         raise ValueError(f"cross_entropy_tokens must be at least 1, got {tokens}.")
     if store.dataset is None:
@@ -184,10 +184,11 @@ def _next_prompts(store: ActivationsStore, tokens: int) -> list[Int[Tensor, "pro
     prompts: list[Tensor] = []
     for _ in range(-(-tokens // store.context_size)):
         try:
-            # One at a time: at the end of the text the store drops a batch that it has begun.
             prompts.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
         except StopIteration:
-            break
-    if not prompts:
-        raise ValueError("activation_store has no text left for the cross-entropy.")
+            # The store begins again: what calibrates would not be other text.
+            raise ValueError(
+                f"the text ends after {len(prompts) * store.context_size} tokens, before the {tokens} of the"
+                " cross-entropy: give more text, or lower cross_entropy_tokens (--tokens)."
+            ) from None
     return list(torch.cat(prompts).split(store.store_batch_size_prompts))
