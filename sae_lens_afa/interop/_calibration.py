@@ -11,6 +11,7 @@ _DROPPED_BITS = 19
 _BINS_PER_OCTAVE = 16
 # Kept octaves below and above the largest pre-activation that is seen first.
 _OCTAVES_BELOW, _OCTAVES_ABOVE = 20, 4
+_LARGEST_FINITE = 254 * _BINS_PER_OCTAVE + _BINS_PER_OCTAVE - 1
 _BLOCK_ELEMENTS = 2**21
 
 
@@ -83,17 +84,18 @@ class ThresholdCalibration:
         middle = off + (on - off) / 2
         middle = torch.where(middle < on, middle, off)  # on a coarse grid the middle may round up
         best = torch.where(off == 0, 0, torch.where(off < on, middle, overlap))
-        never, norm = self.never_selected(), decoder_norm.to(on.device, torch.float64)
+        never = self.never_selected()
         if not never.all():
-            usual = (best * norm)[~never].median() / norm
-            off = torch.maximum(off, torch.where(norm > 0, usual, 0).to(dtype))
+            norm = decoder_norm.double().cpu()  # not everywhere is there float64 beside the CPU
+            usual = (best.cpu() * norm)[~never.cpu()].median() / norm
+            off = torch.maximum(off, torch.where(norm > 0, usual, 0).to(on))
         return torch.where(never, off, best).clamp(max=torch.finfo(dtype).max)
 
     def _best_edges(self, device: torch.device) -> Float[Tensor, " d_sae"]:
         if self._net is None:
             return torch.zeros(self.d_sae, device=device)
         ids = torch.arange(self._first_bin, self._first_bin + self._n_bins + 1, dtype=torch.int32, device=device)
-        edges = (ids << _DROPPED_BITS).view(torch.float32)
+        edges = (ids.clamp(max=_LARGEST_FINITE) << _DROPPED_BITS).view(torch.float32)
         edges[0] = 0
         best = [
             # Tokens that agree if the bins from here on are "on", less those if all are "off".

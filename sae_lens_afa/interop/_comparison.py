@@ -46,7 +46,7 @@ def compare(
         both = (active["original"] & active["export"]).sum(-1)
         either = (active["original"] | active["export"]).sum(-1)
         n += len(rows)
-        jaccard += float(torch.where(either == 0, 1.0, both / either).sum(dtype=torch.float64))
+        jaccard += float(torch.where(either == 0, 1.0, both / either).cpu().double().sum())
         shared["both"] += int(both.sum())
         for name, mask in active.items():
             shared[name] += int(mask.sum())
@@ -97,8 +97,8 @@ def cross_entropies(
                 view, model, ActivationScaler(), tokens, compute_kl=False, compute_ce_loss=True,
                 model_kwargs=model_kwargs,
             )  # fmt: skip
-            sums[f"cross_entropy_{name}"] += float(losses["ce_loss_with_sae"].sum(dtype=torch.float64))
-        sums["cross_entropy"] += float(losses["ce_loss_without_sae"].sum(dtype=torch.float64))
+            sums[f"cross_entropy_{name}"] += float(losses["ce_loss_with_sae"].cpu().double().sum())
+        sums["cross_entropy"] += float(losses["ce_loss_without_sae"].cpu().double().sum())
     means = {name: total / n for name, total in sums.items()}
     if not all(map(math.isfinite, means.values())):
         raise ValueError(f"the language model's cross-entropies are not finite: {means}.")

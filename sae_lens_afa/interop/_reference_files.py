@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ WEIGHTS, CONFIG = "sae.pt", "config.json"
 SAE_TYPES = ("topafa", "topk", "batchtopk")
 _INTEGERS = ("act_size", "dict_size")
 _REQUIRED = (*_INTEGERS, "sae_type", "input_unit_norm", "hook_point", "model_name")
-_NUMBERS = {"afa_coeff": 1 / 32, "aux_penalty": 1 / 32}
+# Beyond what every checkpoint needs: what its selection needs, and what a training SAE is described by.
+_REQUIRED_OF = {
+    "topafa": ("afa_coeff", "aux_penalty", "top_k_aux"),
+    "topk": ("top_k",),
+    "batchtopk": ("top_k", "batch_size"),
+}
+_POSITIVE_INTEGERS = (*_INTEGERS, "top_k_aux", "seq_len", "batch_size")
 # What is told of the training in the metadata; not device, dtype, paths or names of private projects.
 _TOLD = (
     "seed", "batch_size", "lr", "num_tokens", "l1_coeff", "beta1", "beta2", "max_grad_norm", "seq_len", "top_k",
@@ -38,7 +45,7 @@ class ReferenceCheckpoint:
 
     def told(self) -> dict[str, Any]:
         """The settings of its training that are kept in the metadata."""
-        return {name: self.config[name] for name in _TOLD if name in self.config}
+        return {name: self.config[name] for name in _TOLD if name in self.config and _is_plain(self.config[name])}
 
 
 def read_reference_checkpoint(folder: Path) -> ReferenceCheckpoint:
@@ -68,11 +75,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     sae_type = config["sae_type"]
     if sae_type not in SAE_TYPES:
         raise ValueError(f"{path}: sae_type must be one of {', '.join(SAE_TYPES)}, got {sae_type!r}.")
-    integers = _INTEGERS if sae_type == "topafa" else (*_INTEGERS, "top_k")
-    if sae_type == "batchtopk":
-        integers = (*integers, "batch_size")
-    for name in integers:
-        _check(path, config, name, "an integer >= 1", _is_positive_integer(config.get(name)))
+    if missing := [name for name in _REQUIRED_OF[sae_type] if name not in config]:
+        raise ValueError(f"{path} has no {', '.join(missing)}, which a {sae_type} checkpoint needs.")
+    # A topafa checkpoint says top_k = 0.
+    for name in _POSITIVE_INTEGERS if sae_type == "topafa" else (*_POSITIVE_INTEGERS, "top_k"):
+        if name in config:
+            _check(path, config, name, "an integer >= 1", _is_positive_integer(config[name]))
     if sae_type != "topafa":
         _check(
             path, config, "top_k", f"at most dict_size = {config['dict_size']}", config["top_k"] <= config["dict_size"]
@@ -80,14 +88,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     for name in ("hook_point", "model_name"):
         _check(path, config, name, "a name", isinstance(config[name], str) and config[name] != "")
     _check(path, config, "input_unit_norm", "true or false", isinstance(config["input_unit_norm"], bool))
-    for name, default in _NUMBERS.items():
-        value = config.setdefault(name, default)
-        number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-        _check(path, config, name, "a number >= 0", number)
-    for name in ("top_k_aux", "seq_len"):
+    for name in ("afa_coeff", "aux_penalty"):
         if name in config:
-            _check(path, config, name, "an integer >= 1", _is_positive_integer(config[name]))
+            number = _is_plain(config[name]) and not isinstance(config[name], str | bool)
+            _check(path, config, name, "a number >= 0", number and config[name] >= 0)
     return config
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_positive_integer(value: object) -> bool:

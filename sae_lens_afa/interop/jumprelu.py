@@ -32,7 +32,6 @@ _CARRIED_FIELDS = (
     "d_in",
     "d_sae",
     "dtype",
-    "device",
     "apply_b_dec_to_input",
     "normalize_activations",
     "reshape_activations",
@@ -53,10 +52,11 @@ def export_jumprelu(
     """Approximate an SAE by a `jumprelu` SAE: a fixed threshold for each feature in place of a choice per token.
 
     Each threshold is the one with which the feature is wrongly on or wrongly off on the fewest calibration tokens
-    (see `ThresholdCalibration`). On held-out text, for two SAEs of the bundled demo, this agrees best with the
-    original's active sets per token: thresholds that keep each feature's rate or the mean L0 reach 0.04 to 0.08 less
-    Jaccard, those that minimise the reconstruction error up to 0.2 less. It does not keep L0: where
-    the original's choice depends on the token more than on the feature, L0 is lower. The report says how it came out.
+    (see `ThresholdCalibration`). Tried on two SAEs of the bundled demo and held-out text, this agrees best with the
+    original's active sets: a token's Jaccard index is 0.60 and 0.94; thresholds that keep each feature's rate reach
+    0.04 to 0.08 less, those with the fewest disagreements at the original's mean L0 0.01 to 0.07, those that minimise
+    the squared error feature by feature 0.002 to 0.2. It does not keep L0, which came out 22 % below and 6 % above
+    the original's. The report says how it is for this SAE.
 
     A feature that no calibration token selected gets the largest pre-activation it was seen with, but at least
     the median threshold of the others (in units of the decoder norm). 16,384 tokens are plenty.
@@ -81,7 +81,8 @@ def export_jumprelu(
     Raises:
         TypeError: not an SAE, a transcoder, or activations that are not floating-point tensors.
         ValueError: an architecture that is not supported, a shape that does not fit, less than 64 tokens, a NaN or an
-            infinity, a hook that the model does not have, or too little text for the cross-entropy.
+            infinity (also in what the SAE makes of them), a hook that the model does not have, or too little text for
+            the cross-entropy.
     """
     check_exportable(sae)
     if (model is None) != (activation_store is None):
@@ -137,13 +138,13 @@ def check_exportable(sae: SAE[Any]) -> None:
 
 def with_thresholds(sae: SAE[Any], threshold: Tensor) -> JumpReLUSAE:
     """An independent `jumprelu` SAE with the weights, settings and metadata of `sae` and the given thresholds."""
-    config = JumpReLUSAEConfig(**{name: getattr(sae.cfg, name) for name in _CARRIED_FIELDS})
+    config = JumpReLUSAEConfig(**{name: getattr(sae.cfg, name) for name in _CARRIED_FIELDS}, device="meta")
     config.metadata = deepcopy(sae.cfg.metadata)
     export = JumpReLUSAE(config)
-    weights = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in sae.state_dict().items()}
     b_enc = weights.pop("b_enc", torch.zeros_like(threshold))
-    export.load_state_dict({**weights, "b_enc": b_enc, "threshold": threshold})
-    return export
+    export.load_state_dict({**weights, "b_enc": b_enc, "threshold": threshold}, assign=True)
+    return export.to(device=sae.device)
 
 
 def _thresholdable_view(sae: SAE[Any]) -> SAE[Any]:
@@ -170,7 +171,13 @@ def _calibrate(original: SAE[Any], split: ActivationSplit, *, progress: bool) ->
     ):
         for rows in split.calibration():
             selected = original.encode(rows.to(original.device)) > 0
-            calibration.add(seen.pop(), selected)
+            hidden_pre = seen.pop()
+            if not hidden_pre.isfinite().all():
+                raise ValueError(
+                    f"the SAE's pre-activations in {original.dtype} are not finite on these activations: they are too"
+                    " large for it, or its weights are damaged."
+                )
+            calibration.add(hidden_pre, selected)
             bar.update(len(rows))
     return calibration
 

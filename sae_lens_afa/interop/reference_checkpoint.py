@@ -96,13 +96,14 @@ def _training_sae(checkpoint: ReferenceCheckpoint) -> TrainingSAE[Any]:
     if config["sae_type"] == "topafa":
         cfg = TopAFATrainingSAEConfig.paper(
             afa_coefficient=config["afa_coeff"], aux_loss_coefficient=config["aux_penalty"],
-            k_aux=config.get("top_k_aux", 512), **fields,
+            k_aux=config["top_k_aux"], **fields,
         )  # fmt: skip
         sae: TrainingSAE[Any] = TopAFATrainingSAE(cfg)
     else:
         # The reference selects by activations that do not carry the decoder norms, and has no use for its b_enc.
         fields |= {"k": config["top_k"], "rescale_acts_by_decoder_norm": False}
-        fields["aux_loss_coefficient"] = config["aux_penalty"]
+        if "aux_penalty" in config:
+            fields["aux_loss_coefficient"] = config["aux_penalty"]
         weights["b_enc"] = weights["b_dec"].new_zeros(d_sae)
         if config["sae_type"] == "topk":
             sae = TopKTrainingSAE(TopKTrainingSAEConfig(**fields))

@@ -104,6 +104,16 @@ def test_without_any_selection_every_feature_is_off():
     assert (negative == 0).all()
 
 
+@pytest.mark.parametrize("scale", [2.0**125, 2.0**-140])
+def test_at_the_ends_of_float32_thresholds_stay_in_it(scale):
+    pre, selected = noisy_selection(0)
+    pre = (pre / pre.abs().max()) * scale
+    found = thresholds(pre, selected)
+    assert found.isfinite().all()
+    assert (found >= 0).all()
+    assert (disagreements(pre, selected, found) <= selected.sum(0)).all()
+
+
 def test_a_decoder_row_of_zero_gives_a_finite_threshold():
     pre, selected = noisy_selection(0)
     selected[:, 0] = False

@@ -374,6 +374,18 @@ def test_activations_that_cannot_be_used_are_one_error(activations, error, messa
     assert "\n" not in str(raised.value)
 
 
+def test_activations_that_overflow_the_sae_are_one_error():
+    with pytest.raises(ValueError, match=r"pre-activations in torch\.float16 are not finite on these activations"):
+        export_jumprelu(build(dtype="float16"), 1e5 * tokens())
+
+
+def test_the_random_state_is_left_alone():
+    sae, x = build(), tokens()
+    before = torch.get_rng_state()
+    export_jumprelu(sae, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(
     ("sae", "error", "message"),
     [
@@ -427,4 +439,7 @@ def test_a_model_that_does_not_fit_is_said_before_activations_are_read(model):
         export_jumprelu(build(metadata=SAEMetadata()), unread, **options)
     with pytest.raises(ValueError, match="cross_entropy_tokens must be at least 1"):
         export_jumprelu(sae, unread, cross_entropy_tokens=0, **options)
+    store.dataset = None  # as of a store that reads cached activations
+    with pytest.raises(ValueError, match="reads cached activations and has no token ids"):
+        export_jumprelu(sae, unread, **options)
     assert len(list(unread)) == 1

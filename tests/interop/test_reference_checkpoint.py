@@ -161,13 +161,20 @@ def test_heads_are_joined_where_the_hook_gives_heads(tmp_path):
 
 
 def test_fields_that_are_not_needed_may_be_missing(tmp_path):
-    checkpoint(tmp_path / "in", TOPAFA[0])
+    checkpoint(tmp_path / "in", TOPK)
     config = json.loads((tmp_path / "in" / "config.json").read_text())
-    kept = ("act_size", "dict_size", "sae_type", "input_unit_norm", "hook_point", "model_name")
+    kept = ("act_size", "dict_size", "sae_type", "input_unit_norm", "hook_point", "model_name", "top_k")
     (tmp_path / "in" / "config.json").write_text(json.dumps({name: config[name] for name in kept}))
     sae = SAE.load_from_disk(convert_reference_checkpoint(str(tmp_path / "in"), str(tmp_path / "out")))
     assert "context_size" not in sae.cfg.metadata
-    assert sae.cfg.metadata.training_architecture_details["afa_coefficient"] == 1 / 32
+    assert set(sae.cfg.metadata.reference_config) == {"sae_type", "input_unit_norm", "top_k"}
+
+
+def test_training_settings_that_json_cannot_hold_are_not_passed_on(tmp_path):
+    checkpoint(tmp_path / "in", TOPK, lr=float("nan"), beta1=[0.9], seed=7)
+    sae = SAE.load_from_disk(convert_reference_checkpoint(tmp_path / "in", tmp_path / "out"))
+    assert sae.cfg.metadata.reference_config["seed"] == 7
+    assert not {"lr", "beta1"} & set(sae.cfg.metadata.reference_config)
 
 
 # ---- refused
@@ -185,7 +192,11 @@ def test_fields_that_are_not_needed_may_be_missing(tmp_path):
         ({"act_size": 10**9}, r"W_enc has shape \[32, 256\], but"),
         ({"sae_type": "topk"}, "top_k must be an integer >= 1, got 0"),
         ({"sae_type": "topk", "top_k": 257}, "top_k must be at most dict_size = 256, got 257"),
-        ({"sae_type": "batchtopk", "top_k": 4, "drop": "batch_size"}, "batch_size must be an integer >= 1, got None"),
+        (
+            {"sae_type": "batchtopk", "top_k": 4, "drop": "batch_size"},
+            "no batch_size, which a batchtopk checkpoint needs",
+        ),
+        ({"drop": "afa_coeff"}, r"config\.json has no afa_coeff, which a topafa checkpoint needs"),
         ({"hook_point": ""}, "hook_point must be a name, got ''"),
         ({"model_name": 3}, "model_name must be a name, got 3"),
         ({"input_unit_norm": 1}, "input_unit_norm must be true or false, got 1"),
