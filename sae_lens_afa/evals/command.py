@@ -86,15 +86,11 @@ def eval_command(request: EvalRequest, *, progress: bool = True) -> EvalReport:
     Raises:
         ValueError, TypeError, OSError: one line that names the option and says what to do.
     """
-    request = _with_demo(request)
+    request = with_demo(request)
     check_request(request)
     check_writable(request.output, overwrite=request.overwrite)
-    saes = sources.load_saes(request.sae, request.release, request.sae_id, request.device)
-    for name, sae in saes.items():
-        _check_options(name, sae, request)
-        if request.hook is not None:
-            sae.cfg.metadata.hook_name = request.hook
-    model, store = _model_and_text(request, saes)
+    saes = load_requested_saes(request)
+    model, store = model_and_text(request, saes)
     results = run_afa_evals(
         saes,
         store,
@@ -164,7 +160,13 @@ def check_request(request: EvalRequest) -> None:
     check_device(request.device)
 
 
-def _with_demo(request: EvalRequest) -> EvalRequest:
+def with_demo(request: EvalRequest) -> EvalRequest:
+    """The request with what `demo` stands for filled in.
+
+    Raises:
+        ValueError: `demo` beside a model or text.
+        FileNotFoundError: the demo's SAE is asked for and not there.
+    """
     if not request.demo:
         return request
     if request.model is not None or request.dataset is not None:
@@ -176,6 +178,20 @@ def _with_demo(request: EvalRequest) -> EvalRequest:
             f"there is no demo SAE in {DEMO_SAE}: run `sae-lens-afa demo` first, or give --sae PATH."
         )
     return replace(request, sae=(DEMO_SAE,))
+
+
+def load_requested_saes(request: EvalRequest) -> dict[str, SAE[Any]]:
+    """The SAEs that the request names, checked against its options, on the hook that it asks for.
+
+    Raises:
+        ValueError, TypeError, OSError: one line that names the option and says what to do.
+    """
+    saes = sources.load_saes(request.sae, request.release, request.sae_id, request.device)
+    for name, sae in saes.items():
+        _check_options(name, sae, request)
+        if request.hook is not None:
+            sae.cfg.metadata.hook_name = request.hook
+    return saes
 
 
 def _check_options(name: str, sae: SAE[Any], request: EvalRequest) -> None:
@@ -197,7 +213,12 @@ def _check_options(name: str, sae: SAE[Any], request: EvalRequest) -> None:
             raise ValueError(f"{name} does not say its {field}: give {option}.")
 
 
-def _model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[HookedRootModule, ActivationsStore]:
+def model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[HookedRootModule, ActivationsStore]:
+    """The model that the request's SAEs code, and a store that reads the request's text through it.
+
+    Raises:
+        ValueError, OSError: an unknown model or text, or SAEs that do not agree on them.
+    """
     dataset: Any
     if request.demo:
         from sae_lens_afa.demo import load_model, load_text

@@ -1,0 +1,105 @@
+"""A stand-in and its original on the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.evals import get_recons_loss
+from sae_lens.saes.sae import SAE
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+
+from sae_lens_afa.evals.metrics import AFAMetrics
+from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.interop._views import inference_view
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+
+@torch.no_grad()
+def compare(
+    original: SAE[Any], export: SAE[Any], batches: Iterable[Float[Tensor, "tokens d_in"]]
+) -> dict[str, float | int | None]:
+    """The figures of a `JumpReLUReport` that need activations alone.
+
+    Args:
+        original: The SAE that is stood for.
+        export: The SAE that stands for it.
+        batches: Raw activations, as `SAESpace.rows` gives them.
+    """
+    spaces = {"original": SAESpace(original), "export": SAESpace(export)}
+    metrics = {name: AFAMetrics(space.d_sae) for name, space in spaces.items()}
+    n, jaccard = 0, 0.0
+    shared = {"both": 0, "original": 0, "export": 0}
+    for rows in batches:
+        active: dict[str, Tensor] = {}
+        for name, space in spaces.items():
+            coded = space.code(rows)
+            acts = coded.feature_acts.to_dense() if coded.feature_acts.is_sparse else coded.feature_acts
+            metrics[name].update(coded.dense, acts, space.sae.W_dec, space.b_dec, coded.recons)
+            active[name] = acts > 0
+        both = (active["original"] & active["export"]).sum(-1)
+        either = (active["original"] | active["export"]).sum(-1)
+        n += len(rows)
+        jaccard += float(torch.where(either == 0, 1.0, both / either).cpu().double().sum())
+        shared["both"] += int(both.sum())
+        for name, mask in active.items():
+            shared[name] += int(mask.sum())
+    results = {name: each.compute() for name, each in metrics.items()}
+    return {
+        "n_evaluation_tokens": n,
+        **{f"l0_{name}": shared[name] / n for name in spaces},
+        **{f"explained_variance_{name}": result.explained_variance for name, result in results.items()},
+        "jaccard": jaccard / n,
+        "precision": _part(shared["both"], shared["export"]),
+        "recall": _part(shared["both"], shared["original"]),
+    }
+
+
+def _part(count: int, of: int) -> float:
+    return count / of if of else 1.0
+
+
+@torch.no_grad()
+def cross_entropies(
+    original: SAE[Any],
+    export: SAE[Any],
+    model: HookedRootModule,
+    prompts: Sequence[Int[Tensor, "prompts context"]],
+    model_kwargs: dict[str, Any],
+) -> dict[str, float | int]:
+    """The figures of a `JumpReLUReport` that need a language model.
+
+    Args:
+        original: The SAE that is stood for.
+        export: The SAE that stands for it.
+        model: The language model.
+        prompts: Token ids.
+        model_kwargs: Passed to the model.
+
+    Raises:
+        ValueError: a cross-entropy is not finite.
+    """
+    # Views, because SAELens' replacement joins heads itself.
+    views = {"original": inference_view(original), "export": inference_view(export)}
+    sums: dict[str, float] = dict.fromkeys(("cross_entropy", *(f"cross_entropy_{name}" for name in views)), 0.0)
+    n = 0
+    for tokens in prompts:
+        n += tokens[:, 1:].numel()
+        losses: dict[str, Tensor] = {}
+        for name, view in views.items():
+            losses = get_recons_loss(
+                view, model, ActivationScaler(), tokens, compute_kl=False, compute_ce_loss=True,
+                model_kwargs=model_kwargs,
+            )  # fmt: skip
+            sums[f"cross_entropy_{name}"] += float(losses["ce_loss_with_sae"].cpu().double().sum())
+        sums["cross_entropy"] += float(losses["ce_loss_without_sae"].cpu().double().sum())
+    means = {name: total / n for name, total in sums.items()}
+    if not all(map(math.isfinite, means.values())):
+        raise ValueError(f"the language model's cross-entropies are not finite: {means}.")
+    return {"n_cross_entropy_tokens": n, **means}
