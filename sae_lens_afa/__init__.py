@@ -18,6 +18,12 @@ from sae_lens_afa.evals import (
     run_afa_evals,
 )
 from sae_lens_afa.hub import HubError, list_saes, load, push_to_hub
+from sae_lens_afa.interop import (
+    JumpReLUReport,
+    convert_reference_checkpoint,
+    export_jumprelu,
+    jumprelu_report,
+)
 from sae_lens_afa.saes import (
     TopAFASAE,
     TopAFASAEConfig,
@@ -36,14 +42,18 @@ __all__ = [
     "AFAMetrics",
     "AFAResult",
     "HubError",
+    "JumpReLUReport",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",
     "TopAFATrainingSAEConfig",
     "__version__",
+    "convert_reference_checkpoint",
     "evaluate_activations",
+    "export_jumprelu",
     "functional",
     "hub",
+    "jumprelu_report",
     "list_saes",
     "load",
     "plots",

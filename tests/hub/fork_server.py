@@ -14,7 +14,7 @@ import traceback
 import torch
 
 import sae_lens_afa as afa
-import sae_lens_afa.hub  # (for its imports)
+import sae_lens_afa.cli  # (for its imports)
 
 
 def make(seed: int = 0, **settings) -> afa.TopAFATrainingSAE:
