@@ -63,6 +63,11 @@ class Snapshot:
     from_cache: bool = False
     token: str | bool | None = field(default=None, repr=False)
 
+    @property
+    def label(self) -> str:
+        """How errors call it."""
+        return f"the cached part of {self.repo_id}" if self.from_cache else self.repo_id
+
     def sae_ids(self) -> list[str]:
         """The folders that hold an SAE, sorted; "." where the repository itself is one."""
         return sae_folders(self.files)

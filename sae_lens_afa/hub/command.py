@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sae_lens.constants import RUNNER_CFG_FILENAME
 
 from sae_lens_afa.evals.report import read_report, read_tokens
 from sae_lens_afa.hub._remote import ROOT, check_repo_id
@@ -124,7 +127,7 @@ def _draw(report: Path, name: str, sae_id: str, folder: Path, i: int) -> Path:
 
     tokens = read_tokens(report)
     path = folder / f"{i}.png"
-    zf_plot(tokens[tokens["sae"] == name].assign(sae=sae_id), title=sae_id, save=path)
+    zf_plot(tokens[tokens["sae"] == name].assign(sae=sae_id), save=path)
     return path
 
 
@@ -135,4 +138,7 @@ def _sibling(sae_id: str, folder: Path) -> str:
 def _exported(sae: Path, output: Path, calibration: Mapping[str, Any]) -> Path:
     from sae_lens_afa.interop.command import ExportRequest, export_command
 
-    return export_command(ExportRequest(output=output, sae=sae, **calibration)).folder
+    folder = export_command(ExportRequest(output=output, sae=sae, **calibration)).folder
+    if (sae / RUNNER_CFG_FILENAME).is_file():  # it was trained as the original was
+        shutil.copyfile(sae / RUNNER_CFG_FILENAME, folder / RUNNER_CFG_FILENAME)
+    return folder

@@ -126,7 +126,7 @@ def info(
         ids = [_choose(sae_id, _local_ids(local), str(local))] if sae_id is not None else _local_ids(local)
         return RepoInfo(str(local), None, {name: read_facts(local / name, str(local / name)) for name in ids})
     snapshot = read_snapshot(str(repo_or_path), revision, token)
-    ids = [_choose(sae_id, snapshot.sae_ids(), snapshot.repo_id)] if sae_id is not None else snapshot.sae_ids()
+    ids = [_choose(sae_id, snapshot.sae_ids(), snapshot.label)] if sae_id is not None else snapshot.sae_ids()
     return RepoInfo(snapshot.repo_id, snapshot.commit, {name: remote_facts(snapshot, name) for name in ids})
 
 
@@ -158,9 +158,9 @@ def pull(
     """
     snapshot = read_snapshot(repo_id, revision, token)
     known = snapshot.sae_ids()
-    chosen = [_choose(sae_id, known, repo_id) for sae_id in sae_ids] or known
+    chosen = [_choose(sae_id, known, snapshot.label) for sae_id in sae_ids] or known
     if not chosen:
-        raise ValueError(f"{repo_id} holds no SAE (a folder with {SAE_CFG_FILENAME} and {SAE_WEIGHTS_FILENAME}).")
+        raise ValueError(_no_sae(snapshot.label))
     folders = {sae_id: Path(output) / sae_id for sae_id in chosen}
     for folder in folders.values():
         check_output_folder(folder, overwrite=overwrite)
@@ -202,7 +202,7 @@ def _locate(
         folder = local / _choose(sae_id, _local_ids(local), str(local))
         return folder, str(folder)
     snapshot = read_snapshot(str(repo_or_path), revision, token)
-    chosen = _choose(sae_id, snapshot.sae_ids(), snapshot.repo_id)
+    chosen = _choose(sae_id, snapshot.sae_ids(), snapshot.label)
     return _fetch_sae(snapshot, chosen), f"{chosen} of {snapshot.repo_id}"
 
 
@@ -236,7 +236,7 @@ def _local_ids(folder: Path) -> list[str]:
 
 def _choose(sae_id: str | None, known: Sequence[str], where: str) -> str:
     if not known:
-        raise ValueError(f"{where} holds no SAE (a folder with {SAE_CFG_FILENAME} and {SAE_WEIGHTS_FILENAME}).")
+        raise ValueError(_no_sae(where))
     if sae_id is None and len(known) == 1:
         return known[0]
     if sae_id is not None and sae_id.strip("/") in known:
@@ -247,3 +247,7 @@ def _choose(sae_id: str | None, known: Sequence[str], where: str) -> str:
         if sae_id is None
         else f"{where} has no SAE {sae_id!r}; it has: {listed}"
     )
+
+
+def _no_sae(where: str) -> str:
+    return f"{where} holds no SAE (a folder with {SAE_CFG_FILENAME} and {SAE_WEIGHTS_FILENAME})."

@@ -68,6 +68,28 @@ def test_the_server_is_away(client, hub):
     assert len(hub.requests) == asked
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, "GatedRepo", "the repository is gated: ask for access on its page"),
+        (403, "", "the token's user may not do that (403)"),
+        (409, "", "it conflicts with what is there (409)"),
+        (418, "", "the Hub answers 418"),
+    ],
+)
+def test_refusals(client, hub, status, code, says):
+    hub.fault(r"GET /api/models", status=status, headers={"X-Error-Code": code} if code else {}, times=-1)
+    assert says in client.error('afa.load("me/saes")')
+
+
+def test_offline_with_a_part_of_it(client, hub):
+    client.run(PUSH)
+    client.run('afa.hub.info("me/saes")')
+    offline = "import huggingface_hub; huggingface_hub.constants.HF_HUB_OFFLINE = True\n"
+    assert client.error(offline + 'afa.load("me/saes")').startswith("the cached part of me/saes holds no SAE")
+    assert client.error(offline + 'afa.hub.pull("me/saes", "x")').startswith("the cached part of me/saes holds no SAE")
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_failure_of_the_hub_that_lasts(client, hub, status):
     client.run(PUSH)
@@ -137,3 +159,19 @@ def test_a_readme_that_cannot_be_read_is_not_overwritten(client, hub):
     head = repo.refs["main"]
     assert "the metadata of me/saes's README.md cannot be read" in client.error(PUSH)
     assert repo.refs["main"] == head
+
+
+def test_what_there_is_no_place_for(client, hub):
+    assert "there is no such repository" in client.error('afa.push_to_hub({"a": make()}, "me/new", create_pr=True)')
+    client.run(PUSH)
+    error = client.error('afa.push_to_hub({"a": make()}, "me/saes", create_pr=True, revision="trial")')
+    assert error == "me/saes has no branch 'trial' to open a pull request for."
+
+
+def test_a_broken_sae_of_somebody_else_does_not_stop_a_push(client, hub):
+    client.run(PUSH)
+    hub.add(hub.repos["me/saes"], {"a/cfg.json": b"{"})
+    done = client.run('afa.push_to_hub({"b": make(1)}, "me/saes")')
+    assert "a of me/saes: cfg.json is not JSON" in done.output
+    assert "The card lists it without details." in done.output
+    assert "| `a` |" in hub.file("me/saes", "README.md").decode()

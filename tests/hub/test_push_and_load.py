@@ -182,6 +182,20 @@ def test_a_training_run_is_pushed_with_its_settings_and_without_its_paths(client
     assert "- Skylion007/openwebtext" in card
 
 
+def test_a_checkpoint_is_pushed_with_its_scaling_folded(client):
+    client.run("""
+        import json, pathlib
+        sae = make(normalize_activations="expected_average_only_in")
+        sae.save_model("checkpoint")
+        pathlib.Path("checkpoint/activation_scaler.json").write_text(json.dumps({"scaling_factor": 2.5}))
+        afa.push_to_hub({"a": "checkpoint"}, "me/saes")
+        loaded, x = afa.load("me/saes"), torch.randn(10, 8)
+        assert loaded.cfg.normalize_activations == "none"
+        torch.testing.assert_close(loaded.encode(x), sae.encode(2.5 * x))
+        torch.testing.assert_close(loaded(x), sae(2.5 * x) / 2.5)
+    """)
+
+
 def test_pull_and_load_from_the_folder(client):
     client.run("""
         afa.push_to_hub({"a": make(0), "b/c": make(1)}, "me/saes")
