@@ -1,5 +1,6 @@
 """What is pushed is what is loaded, over HTTP, each script in its own process."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -204,11 +205,11 @@ def test_pull_and_load_from_the_folder(client):
         assert torch.equal(afa.load("here", "b/c").W_dec, make(1).W_dec)
         assert torch.equal(afa.load("here/a").W_dec, make(0).W_dec)
     """)
-    checked = subprocess.run(["sha256sum", "--check", "sae_weights.safetensors.sha256"], cwd=client.cwd / "here/a")
-    assert checked.returncode == 0
+    weights = client.cwd / "here/a/sae_weights.safetensors"
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert weights.with_name("sae_weights.safetensors.sha256").read_text() == f"{digest}  sae_weights.safetensors\n"
     assert "here/a exists" in client.error('afa.hub.pull("me/saes", "here")')
     client.run('afa.hub.pull("me/saes", "here", ["a"], overwrite=True)')
-    weights = client.cwd / "here/a/sae_weights.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
