@@ -1,6 +1,6 @@
 """Sparse autoencoders that choose their own number of active features per token, as a plugin of SAELens.
 
-Importing this package registers the architecture "top_afa" with SAELens.
+Importing this package registers the architectures "top_afa", "mutual_choice" and "feature_choice" with SAELens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from sae_lens_afa.evals import (
     run_afa_evals,
 )
 from sae_lens_afa.saes import (
+    FeatureChoiceTrainingSAE,
+    FeatureChoiceTrainingSAEConfig,
+    MutualChoiceTrainingSAE,
+    MutualChoiceTrainingSAEConfig,
     TopAFASAE,
     TopAFASAEConfig,
     TopAFATrainingSAE,
@@ -34,6 +38,10 @@ __all__ = [
     "AFAEvaluator",
     "AFAMetrics",
     "AFAResult",
+    "FeatureChoiceTrainingSAE",
+    "FeatureChoiceTrainingSAEConfig",
+    "MutualChoiceTrainingSAE",
+    "MutualChoiceTrainingSAEConfig",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",
