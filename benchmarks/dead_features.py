@@ -132,11 +132,12 @@ def report(args: argparse.Namespace, runs: list[dict[str, dict[str, float]]]) ->
     true_l0 = statistics.mean(run["topk"]["true_l0"] for run in runs)
     return f"""# Dead features at equal k
 
-`python benchmarks/dead_features.py`: {args.features} features with Zipfian frequencies ({args.max_prob} to
-{args.min_prob}) in {args.d_in} dimensions, true L0 {true_l0:.2f}; d_sae {args.d_sae}, k = {args.k:g}, {args.steps} steps of
-{args.batch} tokens, {len(runs)} seeds. A feature counts as dead in training after {args.dead_feature_window} steps without
-firing, so a run is {args.steps / args.dead_feature_window:.0f} times as long as that; in the table it is dead if it never
-fires on {args.eval_tokens} new tokens. Judged is the saved inference model. Mean and range over seeds.
+`python benchmarks/dead_features.py`: {args.features} features with Zipfian frequencies
+({args.max_prob} to {args.min_prob}) in {args.d_in} dimensions, true L0 {true_l0:.2f}; d_sae {args.d_sae}, k = {args.k},
+{args.steps} steps of {args.batch} tokens, {len(runs)} seeds. The trainer counts a feature as dead after
+{args.dead_feature_window} steps without firing; a run is {args.steps / args.dead_feature_window:.0f} times as long.
+In the table a latent is dead if it never fires on {args.eval_tokens} new tokens. Judged is the saved
+inference model. Mean and range over seeds.
 
 {table(runs)}
 """

@@ -11,7 +11,7 @@ that it stays visible.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
-    """On how many tokens each feature of `acts` [..., d_sae] is larger than `above` (its own, or one): int64 [d_sae]."""
+    """On how many tokens each feature of `acts` [..., d_sae] is larger than `above`, one or its own: int64 [d_sae]."""
     rows = acts.reshape(-1, acts.shape[-1])
     counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=acts.device)
     for part in rows.split(_rows_per_block(rows)):
@@ -66,7 +66,11 @@ def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
 
 def _rows_per_block(rows: Tensor) -> int:
     """Chunked passes: on CPU through its caches, elsewhere in few launches; never a [tokens, d_sae] temporary."""
-    return max(1, 2**18 // rows.shape[-1] if rows.device.type == "cpu" else len(rows) // 16)
+    return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 16)
+
+
+def _on_cpu(rows: Tensor) -> bool:
+    return rows.device.type == "cpu"
 
 
 # ---- the cut
@@ -75,7 +79,7 @@ def _rows_per_block(rows: Tensor) -> int:
 def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
     """The n-th largest entry of all if it is positive, else 0."""
     blocks = rows.split(_rows_per_block(rows))
-    if rows.device.type != "cpu":
+    if not _on_cpu(rows):
         goal = torch.full((1,), n_matches, device=rows.device)
         return _bisect(goal, lambda value: torch.stack([(part >= value).sum() for part in blocks]).sum())[0]
     # A sample says above which value the cut is almost sure to be: only the few entries above it are ordered.
@@ -93,7 +97,7 @@ def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
 def _feature_cuts(rows: Tensor, n_matches: Tensor) -> Tensor:
     """The m_i-th largest entry of each column if it is positive, else 0; inf where m_i = 0."""
     n_tokens, d_sae = rows.shape
-    if rows.device.type != "cpu":
+    if not _on_cpu(rows):
         blocks = rows.split(_rows_per_block(rows))
         cuts = _bisect(n_matches, lambda value: torch.stack([(part >= value).sum(0) for part in blocks]).sum(0))
         return torch.where(n_matches > 0, cuts, torch.inf)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from sae_lens.saes.sae import SAE
@@ -20,7 +20,14 @@ from typing_extensions import override
 
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, expected_densities, fit_zipf
 
-__all__ = ["DensityTracking", "aux_zipf_loss"]
+__all__ = ["DensityTracking", "aux_zipf_loss", "uncompiled"]
+
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def uncompiled(method: _Method) -> _Method:
+    """Keep a method out of torch.compile's graphs: one that counts batches would be compiled anew for each count."""
+    return cast(_Method, torch.compiler.disable(method))
 
 
 def aux_zipf_loss(
@@ -98,14 +105,24 @@ class DensityTracking(SAE[Any]):
         self.register_buffer("density", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
         self.register_buffer("n_batches_observed", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("zipf_law", torch.full((3,), torch.nan, dtype=torch.float32, device=device))
+        # Derived from the buffers, so that a step on an accelerator need not wait for them.
         self._expected: Tensor | None = None
+        self._n_observed: int | None = None
+
+    @property
+    def n_observed(self) -> int:
+        """`n_batches_observed`, without waiting for the device."""
+        if self._n_observed is None:
+            self._n_observed = int(self.n_batches_observed)
+        return self._n_observed
 
     @torch.no_grad()
     def observe_densities(self, counts: Tensor, n_tokens: int) -> None:
         """Take a batch into the average, by the number of tokens on which each feature fired, [d_sae]."""
-        self.n_batches_observed += 1
-        rate = (1 / self.n_batches_observed).clamp(min=self.cfg.density_lr)
-        self.density.lerp_((counts / n_tokens).to(self.density.dtype), rate.to(self.density.dtype))
+        self._n_observed = self.n_observed + 1
+        self.n_batches_observed.fill_(self._n_observed)
+        rate = max(self.cfg.density_lr, 1 / self._n_observed)
+        self.density.lerp_((counts / n_tokens).to(self.density.dtype), rate)
 
     def refit_law_if_due(self, step: int) -> None:
         """Fit the law every 1 / density_lr steps; until it can be fitted, no feature counts as under-used."""
@@ -119,7 +136,7 @@ class DensityTracking(SAE[Any]):
         self.zipf_law.copy_(torch.tensor([law.exponent, law.offset, l0]))
         self._expected = None
 
-    @torch.compiler.disable
+    @uncompiled
     def expected_by_rank(self) -> Tensor | None:
         """What the law in force expects of each rank, [d_sae]; None before the first fit."""
         if self._expected is None:
@@ -147,7 +164,7 @@ class DensityTracking(SAE[Any]):
 
     def drop_caches(self) -> None:
         """Forget what was derived from the buffers, which have been replaced."""
-        self._expected = None
+        self._expected = self._n_observed = None
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

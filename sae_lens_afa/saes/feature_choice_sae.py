@@ -12,12 +12,12 @@ This package's choices, since there is no public implementation:
 - m_i are whole numbers that sum to M exactly: at least 1 where M >= d_sae; with smaller batches features take turns
   (`allocate_matches`).
 - Only positive pre-activations are matched. What a feature cannot use is not given to others: it is counted.
-- Inference must not depend on the batch, so each feature has a threshold that is tracked while training and saved
-  in a JumpReLU SAE. A moving average of the cuts would not do: the expected value of the m-th of B values is passed by fewer
-  than m of them (by 0.56 for m = 1 and an exponential tail), and it lags behind a changing SAE. The threshold is
-  steered instead: it rises by a small factor when more tokens of a batch exceed it than the feature was matched with,
-  and falls when fewer do. So it settles where a feature fires as often at inference as in training, whether its matches
-  are all used or not, and also where it has less than one match per batch.
+- Inference must not depend on the batch, so each feature has a threshold that is tracked while training and saved in
+  a JumpReLU SAE. A moving average of the cuts would not do: fewer than m values exceed the expected value of the m-th
+  of B (0.56 of them for m = 1 and an exponential tail), and it lags behind a changing SAE. The threshold is steered
+  instead: it rises by a small factor when more tokens of a batch exceed it than the feature is matched with, and falls
+  when fewer do. So it settles where a feature fires as often at inference as in training, whether or not it uses all
+  its matches, and also where it has less than one match per batch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_choice, check_integer, check_number
 from sae_lens_afa.saes._matching import feature_choice, firing_counts
+from sae_lens_afa.saes.aux_zipf import uncompiled
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, fit_zipf
 
@@ -85,14 +85,21 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
             check_number(self, field)
             if self.prior != "zipf":
                 raise ValueError(f"{name}.{field} is for prior='zipf', but prior is {self.prior!r}.")
-        if self.prior == "zipf" and self.zipf_exponent is None:
-            if self.feature_choice_start_step == 0:
-                raise ValueError(
-                    f"{name}.zipf_exponent=None is to be fitted, but feature_choice_start_step=0 leaves no steps to"
-                    " observe densities in: give zipf_exponent, or feature_choice_start_step > 0."
-                )
-            if self.d_sae < MIN_FEATURES:
-                raise ValueError(f"{name}.zipf_exponent must be given for d_sae < {MIN_FEATURES}: it cannot be fitted.")
+        if self.prior == "zipf" and self.zipf_exponent is None and self.feature_choice_start_step == 0:
+            raise ValueError(
+                f"{name}.zipf_exponent=None is to be fitted, but feature_choice_start_step=0 leaves no steps to"
+                " observe densities in: give zipf_exponent, or feature_choice_start_step > 0."
+            )
+        if self.fits_law and self.d_sae < MIN_FEATURES:
+            raise ValueError(
+                f"{name}.zipf_exponent and zipf_offset must be given for d_sae < {MIN_FEATURES}: no law can be fitted."
+            )
+
+    @property
+    def fits_law(self) -> bool:
+        """Whether some of the law is fitted when Feature Choice starts."""
+        given = self.zipf_exponent is not None and self.zipf_offset is not None
+        return self.prior == "zipf" and self.feature_choice_start_step > 0 and not given
 
 
 class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
@@ -113,7 +120,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         device = self.W_dec.device
         self.register_buffer("feature_threshold", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
         self.register_buffer("n_choice_batches", torch.zeros((), dtype=torch.int64, device=device))
-        # On the host, so that a step on an accelerator need not wait for them; None: to be read from the buffers.
+        # Derived from the buffers, as in DensityTracking.
         self._n_choice_batches: int | None = None
         self._choosing: bool | None = None
         self._allocated: tuple[tuple[int, ...], Tensor] | None = None
@@ -133,32 +140,21 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         return self._n_choice_batches
 
     @override
-    @torch.compiler.disable
-    def begin_step(self, step: int) -> None:
+    def prepare(self, step: int) -> None:
         self._choosing = step >= self.cfg.feature_choice_start_step
         if not self._choosing:
-            super().begin_step(step)
-            self._count_turns(0)
+            super().prepare(step)
         elif self.turn == 0:
             self._settle_law()
 
     def _settle_law(self) -> None:
         """Put the law in force by which features share the matches from now on."""
         cfg = self.cfg
-        if cfg.prior == "uniform":
-            law = ZipfLaw(0.0)
-        elif cfg.feature_choice_start_step == 0:
-            assert cfg.zipf_exponent is not None  # as the config has checked
-            law = ZipfLaw(cfg.zipf_exponent, cfg.zipf_offset or 0.0)
-        elif cfg.zipf_exponent is not None and cfg.zipf_offset is not None:
-            law = ZipfLaw(cfg.zipf_exponent, cfg.zipf_offset)
-        else:
+        if cfg.fits_law:
             law = fit_zipf(self.density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
+        else:
+            law = ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
         self.set_law(law, cfg.k)
-
-    def _count_turns(self, turn: int) -> None:
-        self._n_choice_batches = turn
-        self.n_choice_batches.fill_(turn)
 
     @override
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +162,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             return super().share_out(hidden_pre)
         return feature_choice(hidden_pre, self._matches(self.budget(hidden_pre), hidden_pre.shape[:-1].numel()))
 
-    @torch.compiler.disable
+    @uncompiled
     def _matches(self, n_matches: int, n_tokens: int) -> Tensor:
         """m_i of this batch for each feature, int64 [d_sae]."""
         if self.expected_by_rank() is None:
@@ -183,15 +179,15 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         return torch.empty_like(by_rank).scatter_(0, self.features_by_density(), by_rank)
 
     @override
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        output = super().training_forward_pass(step_input)
-        if self.training and self.choosing:
-            self._steer_thresholds(output.hidden_pre.detach(), output.feature_acts.detach())
-        return output
+    @uncompiled
+    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        super().end_step(hidden_pre, counts)
+        if self.choosing:
+            self._steer_thresholds(hidden_pre, counts)
 
     @torch.no_grad()
-    def _steer_thresholds(self, hidden_pre: Tensor, feature_acts: Tensor) -> None:
-        """Move each threshold towards where it is exceeded as often as the feature is matched."""
+    def _steer_thresholds(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        """Move each threshold towards where it is exceeded as often as the feature is matched, which is `counts`."""
         assert self._cut is not None
         cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
         if self.turn == 0:
@@ -199,12 +195,13 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             largest = hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float()
             self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
         else:
-            excess = firing_counts(hidden_pre, threshold) - firing_counts(feature_acts)
+            excess = firing_counts(hidden_pre, threshold) - counts
             usual = (self.density * hidden_pre.shape[:-1].numel()).clamp(min=1)
             change = self.cfg.feature_threshold_lr * (excess / usual).clamp(-_LARGEST_STEP, _LARGEST_STEP)
             # From 0, where a factor moves nothing, by the same share of the cut.
             self.feature_threshold = threshold + change * torch.where(threshold > 0, threshold, cut)
-        self._count_turns(self.turn + 1)
+        self._n_choice_batches = self.turn + 1
+        self.n_choice_batches.fill_(self._n_choice_batches)
 
     @property
     @override

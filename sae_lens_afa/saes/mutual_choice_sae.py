@@ -28,7 +28,7 @@ from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_integer, check_number
 from sae_lens_afa.saes._matching import firing_counts, mutual_choice
-from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
 
 _NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "covariance_whitening")
 
@@ -89,6 +89,7 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
     """
 
     cfg: MutualChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    _tracked = (*DensityTracking._tracked, "topk_threshold")
 
     def __init__(self, cfg: MutualChoiceTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
@@ -103,7 +104,8 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
         """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
         if not self.training:
             return torch.where(hidden_pre <= self.threshold, 0, hidden_pre)  # NaN stays visible
-        acts, self._cut = self.share_out(hidden_pre)
+        acts, cut = self.share_out(hidden_pre)
+        self._cut = cut.detach()
         return acts
 
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,24 +139,35 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
         self.begin_step(step_input.n_training_steps)
         output = super().training_forward_pass(step_input)
         counts = firing_counts(output.feature_acts.detach())
-        self.observe_densities(counts, output.hidden_pre.shape[:-1].numel())
+        self.end_step(output.hidden_pre.detach(), counts)
         output.metrics["unused_matches"] = self.budget(output.hidden_pre) - counts.sum()
         output.metrics["under_used_features"] = 0 if self._under_used is None else self._under_used.sum()
         if self.expected_by_rank() is not None:
             output.metrics |= {"zipf_exponent": self.zipf_law[0], "zipf_offset": self.zipf_law[1]}
         return output
 
-    @torch.compiler.disable
-    def begin_step(self, step: int) -> None:
-        """What is due at the trainer's step `step`, before its batch is encoded."""
+    @uncompiled
+    def begin_step(self, trainer_step: int) -> None:
+        """What is due before a batch is encoded, at the step that the trainer says."""
+        # A checkpoint of SAELens counts one step less than was trained: the SAE's own count goes on as it was.
+        self.prepare(max(trainer_step, self.n_observed))
+
+    def prepare(self, step: int) -> None:
+        """What is due before the batch of step `step`."""
         self.refit_law_if_due(step)
 
+    @uncompiled
+    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        """What is tracked of a batch: its pre-activations [..., d_sae], and on how many tokens each feature fired."""
+        self.observe_densities(counts, hidden_pre.shape[:-1].numel())
+
     @override
+    @uncompiled
     @torch.no_grad()
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
-        if self._cut is not None:
-            rate = (1 / (self.n_batches_observed + 1)).clamp(min=self.cfg.topk_threshold_lr)
-            self.topk_threshold.lerp_(self._cut.to(self.topk_threshold.dtype), rate.to(self.topk_threshold.dtype))
+        if self.training and self._cut is not None:
+            rate = max(self.cfg.topk_threshold_lr, 1 / (self.n_observed + 1))
+            self.topk_threshold.lerp_(self._cut.to(self.topk_threshold.dtype), rate)
 
     @override
     def calculate_aux_loss(

@@ -62,7 +62,7 @@ def fit_zipf(densities: Tensor, *, exponent: float | None = None, offset: float 
 
     Ranks enter evenly spaced in log space, so that each octave counts the same. Features that never fire are left
     out. From the 64 most frequent on, the range of ranks is widened by quarter octaves, until those that would be
-    added lie a quarter below the law fitted so far.
+    added lie a quarter below the law fitted so far; the last quarter octave is then given up too.
 
     Args:
         densities: Densities of the features in any order, shape [d_sae].
@@ -91,7 +91,8 @@ def fit_zipf(densities: Tensor, *, exponent: float | None = None, offset: float 
         )
     ranks = np.unique(np.geomspace(1, n_firing, _POINTS).round())
     y = np.log(ordered[ranks.astype(np.int64) - 1])
-    offsets = _OFFSETS if offset is None else np.array([float(offset)])
+    # An offset beyond the last rank would make of the law an exponential.
+    offsets = _OFFSETS[n_firing >= _OFFSETS] if offset is None else np.array([float(offset)])
     last = min(float(_HEAD), float(n_firing))
     while last < n_firing:
         head, added = ranks <= last, (ranks > last) & (ranks <= last * _WIDENING)
@@ -99,17 +100,19 @@ def fit_zipf(densities: Tensor, *, exponent: float | None = None, offset: float 
         best = int(error.argmin())
         expected = level[best] - slope[best] * np.log(ranks[added] + offsets[best])
         if np.median(y[added] - expected) < -np.log(_FALL_OFF):
+            last = max(last / _WIDENING, float(_HEAD))  # its onset is in what was added last
             break
         last = min(last * _WIDENING, float(n_firing))
     head = ranks <= last
-    return _fit(ranks[head], y[head], exponent, offset)
+    return _fit(ranks[head], y[head], exponent, offsets)
 
 
-def _fit(ranks: _Array, y: _Array, exponent: float | None, offset: float | None) -> ZipfLaw:
-    if offset is None:
-        error = _regress(np.log(ranks + _OFFSETS[:, None]), y, exponent)[2]
+def _fit(ranks: _Array, y: _Array, exponent: float | None, offsets: _Array) -> ZipfLaw:
+    offset = offsets[0]
+    if len(offsets) > 1:
+        error = _regress(np.log(ranks + offsets[:, None]), y, exponent)[2]
         best = int(error.argmin())
-        low, high = _OFFSETS[max(best - 1, 0)], _OFFSETS[min(best + 1, len(_OFFSETS) - 1)]
+        low, high = offsets[max(best - 1, 0)], offsets[min(best + 1, len(offsets) - 1)]
         offset = _minimise(lambda q: float(_regress(np.log(ranks + q), y, exponent)[2]), low, high)
     slope, level, error = (float(value) for value in _regress(np.log(ranks + offset), y, exponent))
     variance = float(np.square(y - y.mean()).sum())
@@ -118,7 +121,7 @@ def _fit(ranks: _Array, y: _Array, exponent: float | None, offset: float | None)
 
 
 def _regress(x: _Array, y: _Array, exponent: float | None) -> tuple[_Array, _Array, _Array]:
-    """Least squares of y = level - slope * x, slope >= 0 or given: slope, level and squared error, over the last axis."""
+    """Least squares of y = level - slope * x over the last axis, slope >= 0 or given: slope, level, squared error."""
     x_mean, dy = x.mean(-1, keepdims=True), y - y.mean()
     dx = x - x_mean
     if exponent is None:
@@ -198,7 +201,9 @@ def allocate_matches(densities: Tensor, n_matches: int, n_tokens: int, *, turn: 
         )
     shares = densities.detach().cpu().double().numpy()
     if n_matches < d_sae:
-        return torch.from_numpy(_by_turns(_scaled_to(shares, n_matches, at_least=0.0, at_most=n_tokens), n_matches, turn))
+        return torch.from_numpy(
+            _by_turns(_scaled_to(shares, n_matches, at_least=0.0, at_most=n_tokens), n_matches, turn)
+        )
     quota = _scaled_to(shares, n_matches, at_least=1.0, at_most=n_tokens)
     matches = np.floor(quota).astype(np.int64)
     by_remainder = np.argsort(matches - quota, kind="stable")
@@ -207,7 +212,7 @@ def allocate_matches(densities: Tensor, n_matches: int, n_tokens: int, *, turn: 
 
 
 def _by_turns(quota: _Array, total: int, turn: int) -> NDArray[np.int64]:
-    """Systematic rounding: the steps of the cumulative quota over whole numbers, shifted by another amount each turn."""
+    """Systematic rounding: steps of the cumulative quota over whole numbers, shifted by another amount each turn."""
     cumulative = np.concatenate([[0.0], quota.cumsum()])
     cumulative[-1] = total
     return np.diff(np.floor(cumulative + (turn * _TURN) % 1).astype(np.int64))
