@@ -166,19 +166,23 @@ class DensityTracking(SAE[Any]):
         """Forget what was derived from the buffers, which have been replaced."""
         self._expected = self._n_observed = None
 
+    # A cast to bfloat16, in which a moving average stands still, is for the weights alone. SAELens casts on loading.
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         self.drop_caches()
-        return super().load_state_dict(state_dict, strict, assign)
+        dtypes = {name: self.get_buffer(name).dtype for name in self._tracked}
+        keys = super().load_state_dict(state_dict, strict, assign)
+        for name, dtype in dtypes.items():
+            self._buffers[name] = self.get_buffer(name).to(dtype)
+        return keys
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        # A cast to bfloat16, in which a moving average stands still, is for the weights alone.
-        kept = {name: self._buffers[name] for name in self._tracked if name in self._buffers}
         self.drop_caches()
+        kept = {name: self.get_buffer(name) for name in self._tracked}
         super()._apply(fn, recurse)
         for name, before in kept.items():
-            moved = self._buffers[name]
-            if before is not None and moved is not None and moved.dtype != before.dtype:
+            moved = self.get_buffer(name)
+            if moved.dtype != before.dtype:
                 self._buffers[name] = (moved if before.is_meta else before).to(moved.device, before.dtype)
         return self

@@ -34,7 +34,7 @@ _HEAD, _WIDENING, _FALL_OFF = 64, 2**0.25, 1.25
 _OFFSETS = np.concatenate([[0.0], np.geomspace(1e-2, 1e5, 71)])
 _GOLDEN = (5**0.5 - 1) / 2
 _SECTIONS, _HALVINGS = 90, 100
-_TINY = 1e-250
+_TINY, _LOG_MAX = 1e-250, 700.0
 # Of the turn of a batch, see `_by_turns`: successive multiples modulo 1 are spread evenly.
 _TURN = _GOLDEN
 
@@ -117,7 +117,7 @@ def _fit(ranks: _Array, y: _Array, exponent: float | None, offsets: _Array) -> Z
     slope, level, error = (float(value) for value in _regress(np.log(ranks + offset), y, exponent))
     variance = float(np.square(y - y.mean()).sum())
     r_squared = 1 - error / variance if variance > 0 else 1.0
-    return ZipfLaw(slope, float(offset), float(np.exp(level)), r_squared, int(ranks[-1]))
+    return ZipfLaw(slope, float(offset), float(np.exp(min(level, _LOG_MAX))), r_squared, int(ranks[-1]))
 
 
 def _regress(x: _Array, y: _Array, exponent: float | None) -> tuple[_Array, _Array, _Array]:
