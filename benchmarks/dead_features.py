@@ -1,6 +1,6 @@
 """Dead features of TopK, BatchTopK, Mutual Choice and Feature Choice at equal k, on data with Zipfian features.
 
-    python benchmarks/dead_features.py [--seeds 3] [--steps 2000] [--output docs/results]
+    python benchmarks/dead_features.py [--seeds 3] [--steps 3000] [--output docs/results]
 
 Writes dead_features.json and dead_features.md. The data are SAELens' synthetic model: more features than dimensions,
 firing probabilities by a Zipf law. For each seed all SAEs learn from the same batches; what is judged is the model
@@ -147,11 +147,11 @@ def parse() -> argparse.Namespace:
     """The command's options; the defaults are those of docs/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
-        ("seeds", 3), ("steps", 2000), ("batch", 1024), ("d-in", 128), ("features", 1024), ("d-sae", 1024),
+        ("seeds", 3), ("steps", 3000), ("batch", 1024), ("d-in", 64), ("features", 512), ("d-sae", 512),
         ("dead-feature-window", 100), ("eval-tokens", 100_000), ("threads", 1),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)
-    for name, default in (("k", 4), ("lr", 1e-3), ("max-prob", 0.4), ("min-prob", 1e-3)):
+    for name, default in (("k", 3), ("lr", 1e-3), ("max-prob", 0.4), ("min-prob", 1e-3)):
         parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--output", type=Path, default=Path("docs/results"))
     return parser.parse_args()
