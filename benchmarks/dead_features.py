@@ -157,15 +157,19 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What a result depends on."""
+    return {key: value for key, value in vars(args).items() if key != "output"}
+
+
 def main() -> None:
     """Run all seeds, write both files, print the table."""
     args = parse()
     torch.set_num_threads(args.threads)
     start = time.perf_counter()
     runs = [run(args, seed) for seed in range(args.seeds)]
-    settings = {key: value for key, value in vars(args).items() if key != "output"}
     versions = {"torch": torch.__version__, "sae_lens": sae_lens_version}
-    text = json.dumps({"settings": settings, "versions": versions, "runs": runs}, indent=2) + "\n"
+    text = json.dumps({"settings": settings(args), "versions": versions, "runs": runs}, indent=2) + "\n"
     args.output.mkdir(parents=True, exist_ok=True)
     write_whole(args.output / "dead_features.json", lambda path: path.write_text(text))
     write_whole(args.output / "dead_features.md", lambda path: path.write_text(report(args, runs)))

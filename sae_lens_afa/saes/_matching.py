@@ -66,7 +66,7 @@ def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
 
 def _rows_per_block(rows: Tensor) -> int:
     """Chunked passes: on CPU through its caches, elsewhere in few launches; never a [tokens, d_sae] temporary."""
-    return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 16)
+    return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 4)
 
 
 def _on_cpu(rows: Tensor) -> bool:
