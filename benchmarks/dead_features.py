@@ -1,10 +1,10 @@
 """Dead features of TopK, BatchTopK, Mutual Choice and Feature Choice at equal k, on data with Zipfian features.
 
-    python benchmarks/dead_features.py [--seeds 3] [--steps 3000] [--output docs/results]
+    python benchmarks/dead_features.py [--seeds 3] [--steps 2000] [--output docs/results]
 
 Writes dead_features.json and dead_features.md. The data are SAELens' synthetic model: more features than dimensions,
 firing probabilities by a Zipf law. For each seed all SAEs learn from the same batches; what is judged is the model
-saved for inference, on new tokens. About 20 minutes on one core.
+saved for inference, on new tokens. About 10 minutes on one core.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def parse() -> argparse.Namespace:
     """The command's options; the defaults are those of docs/results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (
-        ("seeds", 3), ("steps", 3000), ("batch", 1024), ("d-in", 64), ("features", 512), ("d-sae", 512),
+        ("seeds", 3), ("steps", 2000), ("batch", 1024), ("d-in", 64), ("features", 512), ("d-sae", 512),
         ("dead-feature-window", 100), ("eval-tokens", 100_000), ("threads", 1),
     ):  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default)

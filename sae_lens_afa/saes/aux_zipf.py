@@ -2,9 +2,16 @@
 
 aux_zipf_loss is from the Mutual Choice and Feature Choice paper (Ayonrinde, arXiv 2411.02124): where TopK's auxiliary
 loss trains dead features on what the others leave over, it trains all that fire less than a Zipf law of densities
-predicts. That is the paper's text. This package's choices are the moving average, the periodic fit of the law,
-comparing each feature with what the law expects of its own rank, and `dying_fraction`, the share of that below
-which it counts as under-used. With a fraction of 0 it is SAELens' loss for dead features.
+predicts. That is the paper's text. This package's choices:
+
+- Densities are a moving average, to which the law is fitted from time to time. A feature is compared with what the law
+  expects of its own rank; `dying_fraction` is the share of that below which it counts as under-used.
+- Dead features (SAELens' mask) have SAELens' own loss. Features that are under-used but alive have the same loss beside
+  it, with no more of them on a token than k. With SAELens' d_in // 2 of them, a hundred under-used features
+  reconstruct the residual as a dense code of their own, in which none grows strong enough to be matched: in
+  benchmarks/dead_features.py that was worse than to leave them alone.
+
+With a fraction of 0 all is SAELens' loss for dead features.
 """
 
 from __future__ import annotations
@@ -153,14 +160,17 @@ class DensityTracking(SAE[Any]):
 
     @torch.no_grad()
     def under_used(self, dead: Tensor | None) -> Tensor | None:
-        """`dead`, and the features whose density is below `dying_fraction` of what is expected of their rank."""
+        """Which features are below `dying_fraction` of what is expected of their rank without being dead, [d_sae].
+
+        None if no such thing is known: with a fraction of 0, or before the first fit.
+        """
         expected = self.expected_by_rank() if self.cfg.dying_fraction > 0 else None
         if expected is None:
-            return dead
+            return None
         order = self.features_by_density()
         rare = torch.zeros_like(order, dtype=torch.bool)
         rare[order] = self.density[order] < self.cfg.dying_fraction * expected
-        return rare if dead is None else rare | dead
+        return rare if dead is None else rare & ~dead
 
     def drop_caches(self) -> None:
         """Forget what was derived from the buffers, which have been replaced."""

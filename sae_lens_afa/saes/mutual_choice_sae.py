@@ -16,6 +16,7 @@ These are this package's choices; the paper has no public implementation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
 
     In training mode a batch shares out its matches; in eval mode, and once saved, the tracked threshold decides.
     `training_forward_pass` adds to BatchTopK's figures the number of matches that found no positive pre-activation
-    (`unused_matches`), the number of features that the auxiliary loss trains, and the law.
+    (`unused_matches`), the number of features that are under-used but not dead, and the law.
     """
 
     cfg: MutualChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -174,18 +175,24 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """aux_zipf_loss, in the space of the raw input, where SAELens takes the MSE."""
-        x = step_input.sae_in
-        self._under_used = self.under_used(step_input.dead_neuron_mask)
-        loss = aux_zipf_loss(
-            self._under_used,
-            hidden_pre,
-            (x - sae_out).detach(),
-            self.W_dec,
-            coefficient=self.cfg.aux_loss_coefficient,
-            rescale_acts_by_decoder_norm=self.cfg.rescale_acts_by_decoder_norm,
-            token_scale=x.std(-1, keepdim=True) if self.cfg.normalize_activations == "layer_norm" else None,
-        )
-        return {"auxiliary_reconstruction_loss": loss}
+        x, dead = step_input.sae_in, step_input.dead_neuron_mask
+        self._under_used = self.under_used(dead)
+        # Dead features as in SAELens; of those that are under-used no more than of those that are not.
+        groups = ((dead, None), (self._under_used, math.ceil(self.cfg.k)))
+        losses = [
+            aux_zipf_loss(
+                features,
+                hidden_pre,
+                (x - sae_out).detach(),
+                self.W_dec,
+                coefficient=self.cfg.aux_loss_coefficient,
+                k_aux=k_aux,
+                rescale_acts_by_decoder_norm=self.cfg.rescale_acts_by_decoder_norm,
+                token_scale=x.std(-1, keepdim=True) if self.cfg.normalize_activations == "layer_norm" else None,
+            )
+            for features, k_aux in groups
+        ]
+        return {"auxiliary_reconstruction_loss": losses[0] + losses[1]}
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:

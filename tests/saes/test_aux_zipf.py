@@ -100,17 +100,32 @@ def test_features_far_below_their_expected_density_are_under_used():
     sae.set_law(ZipfLaw(1.0, 2.0), 4.0)
     dead = torch.arange(D_SAE) == order[0]
     assert sae.under_used(None).nonzero().flatten().tolist() == [order[39]]
-    assert set(sae.under_used(dead).nonzero().flatten().tolist()) == {int(order[39]), int(order[0])}
+    assert sae.under_used(dead).nonzero().flatten().tolist() == [order[39]]
+    assert not sae.under_used(torch.arange(D_SAE) == order[39]).any()
 
 
-def test_before_a_law_is_fitted_and_without_a_fraction_only_dead_features_are():
-    dead = torch.arange(D_SAE) == 3
+def test_before_a_law_is_fitted_and_without_a_fraction_none_are():
     sae = build("mutual_choice", dying_fraction=0.5)
-    assert sae.under_used(dead) is dead
     assert sae.under_used(None) is None
     sae = build("mutual_choice", dying_fraction=0.0)
     sae.set_law(ZipfLaw(1.0), 4.0)
-    assert sae.under_used(dead) is dead
+    assert sae.under_used(torch.arange(D_SAE) == 3) is None
+
+
+def test_dead_and_under_used_features_each_have_their_loss():
+    sae = build("mutual_choice", dying_fraction=0.5, k=2.5, aux_loss_coefficient=0.7)
+    sae.set_law(ZipfLaw(0.0), 2.5)
+    sae.density.fill_(2.5 / D_SAE)
+    sae.density[:12] = 0.001
+    dead = torch.arange(D_SAE) < 4
+    out = step(sae, torch.randn(30, D_IN), dead=dead)
+    assert out.metrics["under_used_features"] == 8
+    residual, W_dec = (out.sae_in - out.sae_out).detach(), sae.W_dec.detach()
+    acts = (out.hidden_pre / sae.W_dec.norm(dim=-1)).detach()  # rows have one norm: the order is the same
+    rare = (torch.arange(D_SAE) < 12) & ~dead
+    expected = reference.aux_zipf_loss(dead, acts, residual, W_dec, D_IN // 2)
+    expected += reference.aux_zipf_loss(rare, acts, residual, W_dec, 3)
+    assert out.losses["auxiliary_reconstruction_loss"].item() == pytest.approx(0.7 * expected, rel=1e-4)
 
 
 def test_under_used_features_get_a_gradient():
