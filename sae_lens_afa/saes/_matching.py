@@ -5,8 +5,8 @@ Mutual Choice keeps the largest pre-activations of the whole batch, Feature Choi
 nothing as large as the batch is ever sorted with its indices.
 
 Only positive pre-activations are matched, so fewer matches than allowed may be found. Among equal values at the
-cut the lowest index (of the batch, row by row; of the token) is matched first. NaN is passed through uncounted, so
-that it stays visible.
+cut the lowest index (of the batch, row by row; of the token) is matched first; float64 is compared as float32. NaN
+is passed through uncounted, so that it stays visible.
 """
 
 from __future__ import annotations
@@ -157,27 +157,42 @@ def _drop_feature_surplus(out: Tensor, cuts: Tensor, surplus: Tensor) -> None:
         out[:, columns] = kept.masked_fill_(equal & (from_last <= surplus[columns]), 0)
 
 
+def _applied(keep: Callable[[Tensor], tuple[Tensor, Tensor]], acts: Tensor) -> tuple[Tensor, Tensor]:
+    """What `keep` makes of [tokens, d_sae], in the shape and dtype of `acts`; float64 is compared as float32."""
+    rows = acts.detach().reshape(-1, acts.shape[-1])
+    if rows.dtype != torch.float64:
+        out, cut = keep(rows)
+    else:
+        out, cut = keep(rows.float())
+        out = torch.where(out == 0, 0, rows)
+    return out.view(acts.shape), cut
+
+
 # Custom operators, so that torch.compile keeps its graph whole around the data-dependent selection.
 @torch.library.custom_op(
     "sae_lens_afa::mutual_choice", mutates_args=(), schema="(Tensor acts, int n_matches) -> (Tensor, Tensor)"
 )
 def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
-    rows = acts.detach().reshape(-1, acts.shape[-1])
-    cut = _global_cut(rows, n_matches)
-    out, counts = _keep_from(rows, cut)
-    _drop_global_surplus(out, cut, int(counts.sum()) - n_matches)
-    return out.view(acts.shape), cut
+    def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
+        cut = _global_cut(rows, n_matches)
+        out, counts = _keep_from(rows, cut)
+        _drop_global_surplus(out, cut, int(counts.sum()) - n_matches)
+        return out, cut
+
+    return _applied(keep, acts)
 
 
 @torch.library.custom_op(
     "sae_lens_afa::feature_choice", mutates_args=(), schema="(Tensor acts, Tensor n_matches) -> (Tensor, Tensor)"
 )
 def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
-    rows = acts.detach().reshape(-1, acts.shape[-1])
-    cuts = _feature_cuts(rows, n_matches)
-    out, counts = _keep_from(rows, cuts)
-    _drop_feature_surplus(out, cuts, counts - n_matches)
-    return out.view(acts.shape), cuts
+    def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
+        cuts = _feature_cuts(rows, n_matches)
+        out, counts = _keep_from(rows, cuts)
+        _drop_feature_surplus(out, cuts, counts - n_matches)
+        return out, cuts
+
+    return _applied(keep, acts)
 
 
 @_mutual_choice.register_fake

@@ -8,8 +8,8 @@ predicts. That is the paper's text. This package's choices:
   expects of its own rank; `dying_fraction` is the share of that below which it counts as under-used.
 - Dead features (SAELens' mask) have SAELens' own loss. Features that are under-used but alive have the same loss beside
   it, with no more of them on a token than k. With SAELens' d_in // 2 of them, a hundred under-used features
-  reconstruct the residual as a dense code of their own, in which none grows strong enough to be matched: in
-  benchmarks/dead_features.py that was worse than to leave them alone.
+  reconstruct the residual as a dense code of their own, in which none grows strong enough to be matched: on the data of
+  benchmarks/dead_features.py that left more dead features than no such loss.
 
 With a fraction of 0 all is SAELens' loss for dead features.
 """

@@ -101,6 +101,17 @@ def test_nan_stays_visible_and_is_not_counted(dtype):
         assert torch.equal(out.nan_to_num(0.0), expected)
 
 
+def test_float64_is_compared_as_float32():
+    acts = torch.randn(20, 30, dtype=torch.float64)
+    acts[5] = acts[4] * (1 + 1e-12)  # equal to float32's eyes: the first is matched first
+    most = torch.full((30,), 3)
+    for out, expected in (
+        (mutual_choice(acts, 77)[0], reference.mutual_choice(acts.float(), 77)),
+        (feature_choice(acts, most)[0], reference.feature_choice(acts.float(), most.tolist())),
+    ):
+        assert torch.equal(out, torch.where(expected > 0, acts, 0))
+
+
 def test_the_gradient_is_that_of_a_constant_mask():
     acts = torch.randn(9, 8, requires_grad=True)
     for call in (lambda a: mutual_choice(a, 20), lambda a: feature_choice(a, torch.arange(8))):
