@@ -86,9 +86,16 @@ def test_the_trainer_asks_for_the_sparsity_window_before_it_takes_a_batch():
 # ---- import and registration
 
 
-def test_importing_registers_top_afa():
+def test_importing_registers_the_architectures():
     assert registry.get_sae_class("top_afa") == (sae_lens_afa.TopAFASAE, sae_lens_afa.TopAFASAEConfig)
-    assert registry.get_sae_training_class("top_afa")[0] is sae_lens_afa.TopAFATrainingSAE
+    for name, prefix in (
+        ("top_afa", "TopAFA"),
+        ("mutual_choice", "MutualChoice"),
+        ("feature_choice", "FeatureChoice"),
+    ):
+        classes = tuple(getattr(sae_lens_afa, f"{prefix}TrainingSAE{suffix}") for suffix in ("", "Config"))
+        assert registry.get_sae_training_class(name) == classes
+        assert classes[1].architecture() == name
 
 
 def test_registering_again_is_no_error():
@@ -184,7 +191,9 @@ def test_the_package_declares_its_command_and_its_plugin():
     assert [(p.name, p.value) for p in points.select(group="console_scripts")] == [
         ("sae-lens-afa", "sae_lens_afa.cli:main")
     ]
-    assert [(p.name, p.value) for p in points.select(group="sae_lens.architectures")] == [("top_afa", "sae_lens_afa")]
+    names = ("feature_choice", "mutual_choice", "top_afa")
+    found = sorted((p.name, p.value) for p in points.select(group="sae_lens.architectures"))
+    assert found == [(name, "sae_lens_afa") for name in names]
     assert sae_lens_afa.__version__ == PROJECT["version"]
 
 
