@@ -14,8 +14,10 @@ from strategies import selection_inputs
 
 from sae_lens_afa.selection import available_backends, norm_matching_topk
 from sae_lens_afa.selection._bisection import select_by_bisection
+from sae_lens_afa.selection._numba import select_compiled
 from sae_lens_afa.selection._sorting import select_by_sorting
 
+ALGORITHMS = [select_compiled, select_by_sorting, select_by_bisection]
 FINITE = ("gaussian", "sparse", "tied", "all_positive", "long_tail")
 
 
@@ -35,7 +37,7 @@ def test_equals_the_literal_rule(inputs):
         assert_same_selection(norm_matching_topk(*inputs, backend=backend), *inputs)
 
 
-@pytest.mark.parametrize("algorithm", [select_by_sorting, select_by_bisection])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=200)
 @given(inputs=selection_inputs())
 def test_each_algorithm_equals_the_literal_rule(algorithm, inputs):
@@ -53,7 +55,7 @@ def test_on_cuda_equals_the_literal_rule(inputs):
     assert_same_selection(norm_matching_topk(*on_device).cpu(), acts, target, decoder_norm)
 
 
-@pytest.mark.parametrize("algorithm", [select_by_sorting, select_by_bisection])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equals_the_literal_rule_at_the_width_of_a_real_sae(algorithm):
     acts = torch.randn(6, 12288)
     acts[1] = acts[1].abs()
@@ -190,12 +192,12 @@ def test_wrong_arguments_are_named(acts, target, norm, error, message):
 
 
 def test_an_unknown_backend_lists_those_that_exist():
-    with pytest.raises(ValueError, match=r"'auto' or one of \['torch'\], got 'abacus'"):
+    with pytest.raises(ValueError, match=r"'auto' or one of \[.*'torch'\], got 'abacus'"):
         norm_matching_topk(torch.ones(2, 3), torch.ones(2), backend="abacus")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc (cuda is not involved)")
-def test_extra_memory_is_at_most_a_fifth_above_the_output():
+def test_extra_memory_is_at_most_a_tenth_above_the_output():
     # In a process of its own: what counts is the resident peak, in which numpy's and torch's memory both show.
     script = """
 import torch
@@ -213,4 +215,4 @@ norm_matching_topk(acts, target, norm)
 print((peak_kib() - before) * 1024 / acts.nbytes)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(run.stdout) <= 1.2
+    assert float(run.stdout) <= 1.1
