@@ -166,14 +166,14 @@ def test_workers_forked_after_use_select_too():
 
 def test_auto_takes_the_compiled_one_on_cpu():
     assert available_backends()[-1] == "torch"
-    assert _backends.backend_for(torch.device("cpu"), "auto").__name__ == "select_compiled"
-    assert _backends.backend_for(torch.device("mps"), "auto").__name__ == "select_rows"
+    assert _backends.backend_for(torch.device("cpu")) == "numba"
+    assert _backends.backend_for(torch.device("mps")) == "torch"
 
 
 def test_the_environment_says_what_auto_means(monkeypatch):
     monkeypatch.setenv("SAE_LENS_AFA_BACKEND", "torch")
-    assert _backends.backend_for(torch.device("cpu"), "auto").__name__ == "select_rows"
-    assert _backends.backend_for(torch.device("cpu"), "numba").__name__ == "select_compiled"
+    assert _backends.backend_for(torch.device("cpu")) == "torch"
+    assert _backends.backend_for(torch.device("cpu"), "numba") == "numba"
     monkeypatch.setenv("SAE_LENS_AFA_BACKEND", "abacus")
     with pytest.raises(ValueError, match=r"SAE_LENS_AFA_BACKEND must be 'auto' or one of \[.*'torch'\], got 'abacus'"):
         norm_matching_topk(torch.ones(2, 3), torch.ones(2))

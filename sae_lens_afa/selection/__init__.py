@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from sae_lens_afa.selection._backends import available_backends, backend_for
+from sae_lens_afa.selection._backends import available_backends, backend_for, selector
 
 __all__ = ["available_backends", "norm_matching_topk"]
 
@@ -83,7 +83,7 @@ def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None) -> No
     schema="(Tensor acts, Tensor target_norm, Tensor? decoder_norm, str backend) -> Tensor",
 )
 def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
-    select = backend_for(acts.device, backend)
+    select = selector(backend_for(acts.device, backend))
     rows = acts.reshape(-1, acts.shape[-1])
     if rows.numel() == 0:
         return acts.clone()

@@ -36,8 +36,8 @@ def available_backends() -> list[str]:
     return [name for name, backend in _BACKENDS.items() if _has_device(backend) and _function(name) is not None]
 
 
-def backend_for(device: torch.device, requested: str) -> Select:
-    """The function that selects on `device`: the one asked for, or with "auto" the environment's or the fastest.
+def backend_for(device: torch.device, requested: str = "auto") -> str:
+    """Name of the back end for `device`: the one asked for, or with "auto" the environment's or the fastest.
 
     Raises:
         ValueError: the one asked for, here or in the environment, is unknown, not installed, or for another device.
@@ -45,22 +45,22 @@ def backend_for(device: torch.device, requested: str) -> Select:
     source, name = "backend", requested
     if requested == "auto":
         source, name = BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, "auto")
-    if name != "auto":
-        return _named(name, source, device)
-    fitting = (name for name, backend in _BACKENDS.items() if _is_for(backend, device.type))
-    return next(function for function in map(_function, fitting) if function is not None)
-
-
-def _named(name: str, source: str, device: torch.device) -> Select:
-    backend = _BACKENDS.get(name)
-    function = _function(name) if backend is not None and _has_device(backend) else None
-    if backend is None or function is None:
+    if name == "auto":
+        return next(n for n, b in _BACKENDS.items() if _is_for(b, device.type) and _function(n) is not None)
+    if name not in available_backends():
         raise ValueError(f"{source} must be 'auto' or one of {available_backends()}, got {name!r}.")
-    if not _is_for(backend, device.type):
+    if not _is_for(_BACKENDS[name], device.type):
         raise ValueError(
-            f"{source}={name!r} runs on {' and '.join(backend.devices)}, but acts are on {device.type}:"
+            f"{source}={name!r} runs on {' and '.join(_BACKENDS[name].devices)}, but acts are on {device.type}:"
             " use 'auto' or 'torch'."
         )
+    return name
+
+
+def selector(name: str) -> Select:
+    """The function of an available back end."""
+    function = _function(name)
+    assert function is not None
     return function
 
 

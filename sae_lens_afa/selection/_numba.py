@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_afa._memory import empty
 from sae_lens_afa.kernels.compiled import in_threads
 from sae_lens_afa.kernels.select import DECIDED, select
 from sae_lens_afa.selection._sorting import select_wide_range
@@ -28,7 +29,7 @@ def select_compiled(
     n_rows, d_sae = acts.shape
     norm = None if decoder_norm is None else decoder_norm.detach().float().contiguous()
     kernel_norm = np.ones(d_sae, dtype=np.float32) if norm is None else norm.numpy()
-    out = torch.empty_like(acts, memory_format=torch.contiguous_format)
+    out = empty(acts.shape, acts)
     nothing = acts.new_zeros(())
     status = np.empty(n_rows, dtype=np.uint8)
     as_it_is = acts.dtype == torch.float32 and acts.is_contiguous()

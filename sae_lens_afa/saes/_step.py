@@ -1,0 +1,164 @@
+"""Encode, select and decode as one differentiable step that computes no gradient it does not need.
+
+Two things make it cheaper than its parts. b_dec is subtracted from the input, and autograd would find its gradient
+through the gradient of that input, a matmul as large as the encoder's; but d b_dec = -(sum over tokens of the
+pre-activations' gradient) W_enc^T needs none. And where few features are active, decoding and the gradients of both
+weights touch only these (`sae_lens_afa.sparse`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sae_lens_afa import sparse
+from sae_lens_afa._memory import empty
+from sae_lens_afa.selection import norm_matching_topk
+
+
+class Coded(NamedTuple):
+    """What a training step needs of a batch; `decoded` is feature_acts @ W_dec, without the bias."""
+
+    feature_acts: Float[Tensor, "*tokens d_sae"]
+    hidden_pre: Float[Tensor, "*tokens d_sae"]
+    decoded: Float[Tensor, "*tokens d_in"]
+
+
+def encode(
+    x: Float[Tensor, "*tokens d_in"], b_dec: Float[Tensor, " d_in"], W_enc: Float[Tensor, "d_in d_sae"]
+) -> Float[Tensor, "*tokens d_sae"]:
+    """(x - b_dec) @ W_enc, in autocast's dtype where that is on."""
+    return _Encode.apply(x, b_dec, _in_autocast_dtype(W_enc))  # pyright: ignore[reportReturnType]
+
+
+def target_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
+    """||x - b_dec||, as accurate as the device allows."""
+    accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
+
+
+def decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    """Row norms of the decoder, without gradient, in at least float32."""
+    return torch.linalg.vector_norm(W_dec.detach(), dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
+
+
+def code(
+    x: Float[Tensor, "*tokens d_in"],
+    b_dec: Float[Tensor, " d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+) -> Coded:
+    """Encode, select by norm matching, decode. Can be differentiated once, and not by torch.compile."""
+    norms = decoder_norm(W_dec)
+    rows = x.reshape(-1, x.shape[-1])
+    coded: Any = _Code.apply(rows, b_dec, _in_autocast_dtype(W_enc), _in_autocast_dtype(W_dec), norms)
+    return Coded(*(t.view(*x.shape[:-1], -1) for t in coded))
+
+
+def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
+    """feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
+    if not (torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)):
+        rows = feature_acts.reshape(-1, feature_acts.shape[-1])
+        active = sparse.active_features(rows) if feature_acts.dtype == W_dec.dtype else None
+        if active is not None:
+            return sparse.decode(active, W_dec).view(*feature_acts.shape[:-1], -1)
+    return feature_acts @ W_dec
+
+
+def has_hooks(point: nn.Module) -> bool:
+    """Whether anybody looks at, or changes, what passes this hook point or its gradient."""
+    return any(
+        (
+            point._forward_hooks,
+            point._forward_pre_hooks,
+            point._backward_hooks,
+            point._backward_pre_hooks,
+        )
+    )
+
+
+def _in_autocast_dtype(weight: Tensor) -> Tensor:
+    device = weight.device.type
+    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        x_centered = (x - b_dec).to(W_enc.dtype)
+        ctx.save_for_backward(x_centered, W_enc)
+        ctx.dtypes = x.dtype, b_dec.dtype
+        return x_centered @ W_enc
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_centered, W_enc = ctx.saved_tensors
+        (grad,) = grads
+        x_dtype, b_dtype = ctx.dtypes
+        grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_W_enc = x_centered.reshape(-1, x_centered.shape[-1]).T @ rows
+        return grad_x, _bias_gradient(rows.sum(0, dtype=_accurate(rows)), W_enc).to(b_dtype), grad_W_enc
+
+
+class _Code(torch.autograd.Function):
+    """From [tokens, d_in]: the selected activations, the pre-activations, and the decoded activations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        x_centered = x - b_dec
+        target = target_norm(x_centered)
+        x_centered = x_centered.to(W_enc.dtype)
+        hidden_pre = _matmul(x_centered, W_enc)
+        feature_acts = norm_matching_topk(hidden_pre, target, norms)
+        # The gradient of x needs that of every pre-activation.
+        active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
+        decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
+        ctx.save_for_backward(x_centered, W_enc, W_dec, feature_acts)
+        ctx.active, ctx.dtypes = active, (x.dtype, b_dec.dtype)
+        return feature_acts, hidden_pre, decoded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        x_centered, W_enc, W_dec, feature_acts = ctx.saved_tensors
+        grad_acts, grad_pre, grad_decoded = grads
+        if grad_decoded is None:
+            grad_decoded = torch.zeros_like(x_centered)
+        x_dtype, b_dtype = ctx.dtypes
+        if ctx.active is not None:
+            grad_W_dec, grad_W_enc, sums = sparse.step_gradients(ctx.active, x_centered, W_dec, grad_decoded, grad_acts)
+            if grad_pre is not None:  # of the dead latents, which the auxiliary loss trains
+                columns = (grad_pre != 0).any(0).nonzero().squeeze(-1)
+                grad_W_enc[:, columns] += x_centered.T @ grad_pre[:, columns]
+                sums += grad_pre.sum(0)
+            return None, _bias_gradient(sums, W_enc).to(b_dtype), grad_W_enc, grad_W_dec, None
+        grad = _matmul(grad_decoded, W_dec.T)
+        if grad_acts is not None:
+            grad += grad_acts
+        grad *= feature_acts > 0
+        if grad_pre is not None:
+            grad += grad_pre
+        grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_b_dec = _bias_gradient(grad.sum(0, dtype=_accurate(grad)), W_enc).to(b_dtype)
+        return grad_x, grad_b_dec, _matmul(x_centered.T, grad), _matmul(feature_acts.T, grad_decoded), None
+
+
+def _bias_gradient(sums: Tensor, W_enc: Tensor) -> Tensor:
+    """-(sum over tokens of the pre-activations' gradient) W_enc^T."""
+    return -(W_enc.to(sums.dtype) @ sums)
+
+
+def _accurate(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    return torch.mm(a, b, out=empty((len(a), b.shape[1]), a))
