@@ -6,7 +6,7 @@ entries of a batch are listed, a different number for each token, and the list i
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -57,7 +57,11 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
 
     rows = codes.detach().contiguous().numpy()
     counts = torch.empty(len(codes), dtype=torch.int64)
-    in_threads(*codes.shape, lambda i, j: kernels.count_active(rows[i:j], counts.numpy()[i:j]))
+
+    def count(i: int, j: int) -> None:
+        kernels.count_active(rows[i:j], counts.numpy()[i:j])
+
+    in_threads(len(codes), codes.shape[1], count)
     offsets = torch.zeros(len(codes) + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
     n_active = int(offsets[-1])
@@ -69,7 +73,7 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
     def fill(i: int, j: int) -> None:
         kernels.list_by_token(rows[i:j], offsets.numpy()[i:j], features.numpy(), values.numpy())
 
-    in_threads(*codes.shape, fill)
+    in_threads(len(codes), codes.shape[1], fill)
     return ActiveFeatures(offsets, features, values)
 
 
@@ -109,12 +113,11 @@ def step_gradients(
     tokens, values = torch.empty(len(active.features), dtype=torch.int32), torch.empty_like(active.values)
     kernels.list_by_feature(*(t.numpy() for t in (*active, feature_offsets, tokens, values)))
     result = StepGradients(empty((d_sae, d_in), x), empty((d_in, d_sae), x), x.new_empty(d_sae))
-    decoder, grad_decoder, grad_encoder, sums = (t.numpy() for t in (W_dec.detach(), *result))
     beside = x.new_empty(0, 0) if grad_acts is None else grad_acts
-    columns = [t.contiguous().numpy() for t in (tokens, values, grad_recons, beside, x)]
+    shared: Any = [t.detach().contiguous().numpy() for t in (tokens, values, grad_recons, beside, x, W_dec, *result)]
 
     def work(i: int, j: int) -> None:
-        kernels.gradients(feature_offsets.numpy()[i : j + 1], i, *columns, decoder, grad_decoder, grad_encoder, sums)
+        kernels.gradients(feature_offsets.numpy()[i : j + 1], i, *shared)
 
     in_threads(d_sae, d_in + len(tokens) * d_in // d_sae, work)
     return result

@@ -71,14 +71,8 @@ def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d
 
 def has_hooks(point: nn.Module) -> bool:
     """Whether anybody looks at, or changes, what passes this hook point or its gradient."""
-    return any(
-        (
-            point._forward_hooks,
-            point._forward_pre_hooks,
-            point._backward_hooks,
-            point._backward_pre_hooks,
-        )
-    )
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(point, kind) for kind in kinds)
 
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:
@@ -92,7 +86,7 @@ class _Encode(torch.autograd.Function):
         x_centered = (x - b_dec).to(W_enc.dtype)
         ctx.save_for_backward(x_centered, W_enc)
         ctx.dtypes = x.dtype, b_dec.dtype
-        return x_centered @ W_enc
+        return _matmul(x_centered, W_enc)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -101,7 +95,7 @@ class _Encode(torch.autograd.Function):
         x_dtype, b_dtype = ctx.dtypes
         grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_W_enc = x_centered.reshape(-1, x_centered.shape[-1]).T @ rows
+        grad_W_enc = _matmul(x_centered.reshape(-1, x_centered.shape[-1]).T, rows)
         return grad_x, _bias_gradient(rows.sum(0, dtype=_accurate(rows)), W_enc).to(b_dtype), grad_W_enc
 
 
@@ -127,7 +121,7 @@ class _Code(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_centered, W_enc, W_dec, feature_acts = ctx.saved_tensors
         grad_acts, grad_pre, grad_decoded = grads
         if grad_decoded is None:
@@ -161,4 +155,8 @@ def _accurate(tensor: Tensor) -> torch.dtype:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    return torch.mm(a, b, out=empty((len(a), b.shape[1]), a))
+    if a.ndim == 1 or torch.compiler.is_compiling():
+        return a @ b
+    shape = torch.Size((*a.shape[:-1], b.shape[1]))
+    out = empty((shape[:-1].numel(), b.shape[1]), a)
+    return torch.mm(a.reshape(-1, a.shape[-1]), b, out=out).view(shape)
