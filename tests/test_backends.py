@@ -89,7 +89,7 @@ def test_a_long_heavy_tail_is_kept_to_its_end(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=60 if "triton" not in BACKENDS else 20)
+@settings(max_examples=30)
 @given(st.data())
 def test_values_of_a_small_grid_tie_everywhere(backend, data):
     n = data.draw(st.integers(1, 400))
@@ -197,15 +197,22 @@ try:
 except ValueError as error:
     print(error)
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     assert "backend must be 'auto' or one of ['torch'], got 'numba'" in run.stdout
     assert run.stderr == ""
 
 
 def test_importing_the_package_imports_no_compiler():
-    script = "import sys, sae_lens_afa, sae_lens_afa.selection; print({'numba', 'triton'} & set(sys.modules))"
+    # SAELens' own dependencies may import triton.
+    script = """
+import sys, sae_lens
+before = set(sys.modules)
+import sae_lens_afa, sae_lens_afa.selection
+print([name for name in set(sys.modules) - before if name.startswith(("numba", "triton", "sae_lens_afa.kernels"))])
+"""
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "set()"
+    assert run.stdout.strip() == "[]"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder that nothing can be created in: /proc")

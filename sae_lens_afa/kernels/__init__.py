@@ -1,1 +1,1 @@
-"""Machine code for CPUs, by numba: functions of numpy arrays, imported only when one of them is about to be used."""
+"""Machine code, by numba for CPUs and by Triton for GPUs: imported only when it is about to be used."""
