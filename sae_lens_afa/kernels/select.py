@@ -137,7 +137,7 @@ def boundary(  # pragma: no cover
                 share = (goal - high_sum) / (low_sum - high_sum)
                 # As if energies were spread evenly between the two.
                 guess = np.sqrt(np.float64(high) ** 2 - share * (np.float64(high) ** 2 - np.float64(low) ** 2))
-                p, q = np.float32(guess - width / 8), np.float32(guess + width / 8)
+                p, q = np.float32(guess - width / 12), np.float32(guess + width / 12)
                 if slow:
                     bits[0] += (bits[1] - bits[0]) // 2
                     p, q = min(ends[0], q), max(ends[0], p)

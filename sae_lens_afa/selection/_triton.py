@@ -35,15 +35,14 @@ def select_on_gpu(
     # In float64 there are other bit patterns; all such rows take the long way.
     fits = d_sae <= _LARGEST_ROW and acts.dtype != torch.float64
     done = torch.zeros(n_rows, dtype=torch.bool, device=acts.device)
+    grid: Any = (n_rows,)
     # Nothing fused: the energy is the float32 product, rounded, and then its float32 square.
     options: dict[str, Any] = {"HAS_NORM": decoder_norm is not None, "enable_fp_fusion": False}
-    grid: Any = (n_rows,)
+    block = triton.next_power_of_2(d_sae)
+    in_registers: dict[str, Any] = options | {"BLOCK": block, "num_warps": 16 if block > 4096 else 4}
+    in_blocks: dict[str, Any] = options | {"BLOCK": min(block, _WIDE_BLOCK), "num_warps": 8}
     with torch.cuda.device_of(acts):
         if fits:
-            block = triton.next_power_of_2(d_sae)
-            options["num_warps"] = 16 if block > 4096 else 4
-            select_row[grid](acts, target, norm, out, done, d_sae, BLOCK=block, **options)
-        block = min(_WIDE_BLOCK, triton.next_power_of_2(d_sae))
-        options["num_warps"] = 8
-        select_wide_row[grid](acts, target, norm, out, done, d_sae, BLOCK=block, **options)
+            select_row[grid](acts, target, norm, out, done, d_sae, **in_registers)
+        select_wide_row[grid](acts, target, norm, out, done, d_sae, **in_blocks)
     return out
