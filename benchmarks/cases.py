@@ -15,8 +15,13 @@ from torch import Tensor
 from sae_lens_afa import TopAFASAE, TopAFASAEConfig, TopAFATrainingSAE, TopAFATrainingSAEConfig
 
 K = 64
-# Share of positive pre-activations, and how many of them are selected.
+# Share of positive pre-activations, and how many of 12288 are selected.
 REGIMES = ((0.5, 30), (0.5, 300), (0.5, 2000), (0.5, 5000), (0.1, 30), (0.1, 300))
+
+
+def regimes(d_sae: int) -> list[tuple[float, int]]:
+    """Share of positive pre-activations and how many are selected, in proportion to `d_sae`."""
+    return [(positive, max(1, l0 * d_sae // 12288)) for positive, l0 in REGIMES]
 
 
 def selection_inputs(
@@ -52,11 +57,16 @@ def inference(sae: TopAFATrainingSAE) -> TopAFASAE:
     return plain.eval()
 
 
-def peers(d_in: int, d_sae: int, device: str) -> dict[str, TrainingSAE[Any]]:
+def topk(d_in: int, d_sae: int, device: str) -> TopKTrainingSAE:
     """SAELens' own, with its defaults."""
+    return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=K, device=device)).train()
+
+
+def peers(d_in: int, d_sae: int, device: str) -> dict[str, TrainingSAE[Any]]:
+    """SAELens' own, with their defaults."""
     size = {"d_in": d_in, "d_sae": d_sae, "device": device}
     return {
-        "topk": TopKTrainingSAE(TopKTrainingSAEConfig(**size, k=K)).train(),
+        "topk": topk(**size),
         "batchtopk": BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**size, k=K)).train(),
         "jumprelu": JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**size)).train(),
     }

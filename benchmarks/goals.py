@@ -63,7 +63,7 @@ def selection(args: Namespace) -> list[Row]:
     x, W = torch.randn(args.batch, args.d_in, device=args.device), torch.randn(args.d_in, args.d_sae)
     W_enc, W_dec = W.to(args.device), W.T.contiguous().to(args.device)
     topk, batchtopk = TopK(cases.K), BatchTopK(cases.K)
-    for positive, l0 in cases.REGIMES:
+    for positive, l0 in cases.regimes(args.d_sae):
         acts, target, norm = cases.selection_inputs(args.batch, args.d_sae, positive, l0, args.device)
         case = f"{positive:.0%} positive, L0 {l0}"
         bfloat16 = acts.bfloat16()
@@ -93,7 +93,7 @@ def step(args: Namespace) -> list[Row]:
     """Forward and backward of one training step beside SAELens' own architectures."""
     x = torch.randn(args.batch, args.d_in, device=args.device)
     peers = cases.peers(args.d_in, args.d_sae, args.device)
-    ours = {l0: cases.top_afa(args.d_in, args.d_sae, l0, x) for l0 in (95, 2000, 5000)}
+    ours = {l0: cases.top_afa(args.d_in, args.d_sae, min(l0, args.d_sae // 2), x) for l0 in (95, 2000, 5000)}
     variants = {name: cases.train_step(sae, x) for name, sae in peers.items()}
     variants |= {str(l0): cases.train_step(sae, x) for l0, sae in ours.items()}
     seconds = time_rounds(variants, args.rounds, args.device)

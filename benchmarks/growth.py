@@ -43,7 +43,7 @@ def _point(args: Namespace, d_sae: int, batch: int) -> dict[str, Any]:
 
 def _sae(name: str, d_in: int, d_sae: int, x: torch.Tensor) -> Any:
     if name == "topk":
-        return cases.peers(d_in, d_sae, str(x.device))["topk"]
+        return cases.topk(d_in, d_sae, str(x.device))
     return cases.top_afa(d_in, d_sae, 95, x)
 
 

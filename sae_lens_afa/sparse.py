@@ -52,7 +52,7 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
         or backend_for(codes.device) != "numba"
     ):
         return None
-    from sae_lens_afa.kernels import sparse as kernels
+    from sae_lens_afa.kernels import sparse as kernels  # imports numba
     from sae_lens_afa.kernels.compiled import in_threads
 
     rows = codes.detach().contiguous().numpy()
@@ -105,7 +105,7 @@ def step_gradients(
         grad_recons: Gradient of the decoded codes.
         grad_acts: Gradient of the codes beside that by way of the decoder.
     """
-    from sae_lens_afa.kernels import sparse as kernels
+    from sae_lens_afa.kernels import sparse as kernels  # imports numba
     from sae_lens_afa.kernels.compiled import in_threads
 
     d_sae, d_in = W_dec.shape

@@ -113,6 +113,14 @@ def test_any_memory_layout_and_type(backend, dtype):
         assert_same_selection(again.float(), a.float(), target)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [1e-300, 1e-60, 1e-42, 1e60, 1e150])
+def test_float64_rows_beyond_float32(backend, scale):
+    acts = torch.tensor([[3.0, 4.0, 1.0, -2.0], [-1.0, 0.0, 0.0, -1.0]], dtype=torch.float64) * scale
+    out = norm_matching_topk(acts, torch.tensor([4.9, 1.0], dtype=torch.float64) * scale, backend=backend)
+    assert torch.equal(out, acts * torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]))
+
+
 def test_ordinary_rows_are_all_decided_by_the_kernel():
     acts = torch.randn(64, 4096)
     target = acts.relu().double().norm(dim=-1) * torch.linspace(0.01, 1.2, 64)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformer_lens.hook_points import HookPoint
 
 from sae_lens_afa import sparse
 from sae_lens_afa._memory import empty
@@ -56,7 +57,7 @@ def code(
     norms = decoder_norm(W_dec)
     rows = x.reshape(-1, x.shape[-1])
     coded: Any = _Code.apply(rows, b_dec, _in_autocast_dtype(W_enc), _in_autocast_dtype(W_dec), norms)
-    return Coded(*(t.view(*x.shape[:-1], -1) for t in coded))
+    return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
 
 
 def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
@@ -65,38 +66,41 @@ def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d
         rows = feature_acts.reshape(-1, feature_acts.shape[-1])
         active = sparse.active_features(rows) if feature_acts.dtype == W_dec.dtype else None
         if active is not None:
-            return sparse.decode(active, W_dec).view(*feature_acts.shape[:-1], -1)
+            return sparse.decode(active, W_dec).view(*feature_acts.shape[:-1], W_dec.shape[1])
     return feature_acts @ W_dec
 
 
-def has_hooks(point: nn.Module) -> bool:
-    """Whether anybody looks at, or changes, what passes this hook point or its gradient."""
+def is_observed(point: nn.Module) -> bool:
+    """Whether anybody may look at, or change, what passes this hook point or its gradient."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(point, kind) for kind in kinds)
+    return type(point) is not HookPoint or any(getattr(point, kind) for kind in kinds)
 
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:
     device = weight.device.type
-    return weight.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else weight
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return weight
+    return weight.to(torch.get_autocast_dtype(device))
 
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
-        x_centered = (x - b_dec).to(W_enc.dtype)
-        ctx.save_for_backward(x_centered, W_enc)
-        ctx.dtypes = x.dtype, b_dec.dtype
-        return _matmul(x_centered, W_enc)
+    def forward(x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        return _matmul((x - b_dec).to(W_enc.dtype), W_enc)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004  (torch's signature)
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x_centered, W_enc = ctx.saved_tensors
+        x, b_dec, W_enc = ctx.saved_tensors
         (grad,) = grads
-        x_dtype, b_dtype = ctx.dtypes
-        grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_x = (grad @ W_enc.T).to(x.dtype) if ctx.needs_input_grad[0] else None
         rows = grad.reshape(-1, grad.shape[-1])
-        grad_W_enc = _matmul(x_centered.reshape(-1, x_centered.shape[-1]).T, rows)
-        return grad_x, _bias_gradient(rows.sum(0, dtype=_accurate(rows)), W_enc).to(b_dtype), grad_W_enc
+        x_centered = (x - b_dec).to(W_enc.dtype).reshape(-1, x.shape[-1])
+        grad_b_dec = _bias_gradient(rows.sum(0, dtype=_accurate(rows)), W_enc).to(b_dec.dtype)
+        return grad_x, grad_b_dec, _matmul(x_centered.T, rows)
 
 
 class _Code(torch.autograd.Function):
@@ -115,20 +119,21 @@ class _Code(torch.autograd.Function):
         # The gradient of x needs that of every pre-activation.
         active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
         decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
-        ctx.save_for_backward(x_centered, W_enc, W_dec, feature_acts)
-        ctx.active, ctx.dtypes = active, (x.dtype, b_dec.dtype)
+        ctx.save_for_backward(x_centered, W_enc, W_dec, feature_acts, *(active or ()))
+        ctx.dtypes = x.dtype, b_dec.dtype
         return feature_acts, hidden_pre, decoded
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        x_centered, W_enc, W_dec, feature_acts = ctx.saved_tensors
+        x_centered, W_enc, W_dec, feature_acts, *listed = ctx.saved_tensors
         grad_acts, grad_pre, grad_decoded = grads
         if grad_decoded is None:
             grad_decoded = torch.zeros_like(x_centered)
         x_dtype, b_dtype = ctx.dtypes
-        if ctx.active is not None:
-            grad_W_dec, grad_W_enc, sums = sparse.step_gradients(ctx.active, x_centered, W_dec, grad_decoded, grad_acts)
+        if listed:
+            active = sparse.ActiveFeatures(*listed)
+            grad_W_dec, grad_W_enc, sums = sparse.step_gradients(active, x_centered, W_dec, grad_decoded, grad_acts)
             if grad_pre is not None:  # of the dead latents, which the auxiliary loss trains
                 columns = (grad_pre != 0).any(0).nonzero().squeeze(-1)
                 grad_W_enc[:, columns] += x_centered.T @ grad_pre[:, columns]
@@ -155,7 +160,8 @@ def _accurate(tensor: Tensor) -> torch.dtype:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    if a.ndim == 1 or torch.compiler.is_compiling():
+    """a @ b into fresh memory, where no gradient of it is recorded."""
+    if a.ndim == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return a @ b
     shape = torch.Size((*a.shape[:-1], b.shape[1]))
     out = empty((shape[:-1].numel(), b.shape[1]), a)

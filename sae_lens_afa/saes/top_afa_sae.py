@@ -31,7 +31,7 @@ from sae_lens_afa.saes._checks import (
     check_number,
     check_shape_fields,
 )
-from sae_lens_afa.saes._step import Coded, code, decode, decoder_norm, encode, has_hooks, target_norm
+from sae_lens_afa.saes._step import Coded, code, decode, decoder_norm, encode, is_observed, target_norm
 from sae_lens_afa.saes._unit_norm import arm_unit_norm
 from sae_lens_afa.selection import norm_matching_topk
 
@@ -285,7 +285,7 @@ def _decode(sae: _AnySAE, feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tenso
 
 def _code(sae: TopAFATrainingSAE, x: Float[Tensor, "*tokens d_in"]) -> Coded:
     """Encode and decode: in one where nobody looks in between."""
-    if torch.compiler.is_compiling() or has_hooks(sae.hook_sae_acts_pre) or has_hooks(sae.hook_sae_acts_post):
+    if torch.compiler.is_compiling() or is_observed(sae.hook_sae_acts_pre) or is_observed(sae.hook_sae_acts_post):
         feature_acts, hidden_pre = _encode(sae, x)
         return Coded(feature_acts, hidden_pre, decode(feature_acts, sae.W_dec))
     return code(x, sae.b_dec, sae.W_enc, sae.W_dec)

@@ -46,7 +46,8 @@ def backend_for(device: torch.device, requested: str = "auto") -> str:
     if requested == "auto":
         source, name = BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, "auto")
     if name == "auto":
-        return next(n for n, b in _BACKENDS.items() if _is_for(b, device.type) and _function(n) is not None)
+        fitting = (n for n, b in _BACKENDS.items() if not b.devices or device.type in b.devices)
+        return next(n for n in fitting if _function(n) is not None)
     if name not in available_backends():
         raise ValueError(f"{source} must be 'auto' or one of {available_backends()}, got {name!r}.")
     if not _is_for(_BACKENDS[name], device.type):

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from sae_lens_afa._memory import empty
 from sae_lens_afa.kernels.compiled import in_threads
-from sae_lens_afa.kernels.select import DECIDED, select
+from sae_lens_afa.kernels.select import DECIDED, UNDECIDED, select
 from sae_lens_afa.selection._sorting import select_wide_range
 
-_CHUNK_ELEMENTS = 1 << 17
+# Of rows that are converted first: some part of the rows, and no more than stays in a large cache.
+_CHUNK_ELEMENTS = 1 << 21
 
 
 def select_compiled(
@@ -30,22 +31,29 @@ def select_compiled(
     norm = None if decoder_norm is None else decoder_norm.detach().float().contiguous()
     kernel_norm = np.ones(d_sae, dtype=np.float32) if norm is None else norm.numpy()
     out = empty(acts.shape, acts)
-    nothing = acts.new_zeros(())
     status = np.empty(n_rows, dtype=np.uint8)
-    as_it_is = acts.dtype == torch.float32 and acts.is_contiguous()
-    step = max(1, n_rows if as_it_is else _CHUNK_ELEMENTS // d_sae)
 
-    def work(first: int, last: int) -> None:
-        for start in range(first, last, step):
-            stop = min(start + step, last)
-            rows = acts[start:stop]
+    def decide(values: Tensor, kept: Tensor, start: int) -> None:
+        def work(i: int, j: int) -> None:
+            here = slice(start + i, start + j)
+            select(values[i:j].numpy(), target[here].numpy(), kernel_norm, kept[i:j].numpy(), status[here])
+
+        in_threads(len(values), d_sae, work)
+
+    if acts.dtype == torch.float32 and acts.is_contiguous():
+        decide(acts, out, 0)
+    else:
+        nothing = acts.new_zeros(())
+        step = max(1, min(n_rows // 16, _CHUNK_ELEMENTS // d_sae))
+        for start in range(0, n_rows, step):
+            rows = acts[start : start + step]
             values = rows.float().contiguous()
-            kept = out[start:stop] if as_it_is else torch.empty_like(values)
-            select(values.numpy(), target[start:stop].numpy(), kernel_norm, kept.numpy(), status[start:stop])
-            if not as_it_is:
-                torch.where(kept > 0, rows, nothing, out=out[start:stop])
-
-    in_threads(n_rows, d_sae, work)
+            kept = torch.empty_like(values)
+            decide(values, kept, start)
+            torch.where(kept > 0, rows, nothing, out=out[start : start + step])
+    if acts.dtype == torch.float64:
+        # What float32 cannot hold is 0 to the kernel.
+        status[((acts > 0).any(-1) & ~(out > 0).any(-1)).numpy()] = UNDECIDED
     for r in np.flatnonzero(status != DECIDED):
         out[r] = select_wide_range(acts[r], float(target[r]), norm)
     return out

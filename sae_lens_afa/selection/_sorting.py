@@ -8,7 +8,7 @@ the squared target, and keep what exceeds the first entry that is left out.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ def select_by_sorting(
         e = chunk[:, :d_sae]
         e.copy_(rows)
         lowest, highest = e.numpy().min(-1), e.numpy().max(-1)  # torch's aminmax is 20 times slower along rows
+        if acts.dtype == torch.float64:  # may be positive and 0 in float32
+            highest = rows.amax(-1).numpy()
         e.clamp_(min=0)
         if norm is not None:
             e.mul_(norm)
@@ -99,7 +101,7 @@ def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
 def _plain(
     peak: NDArray[np.float32],
     lowest: NDArray[np.float32],
-    highest: NDArray[np.float32],
+    highest: NDArray[np.floating[Any]],
     target: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Which rows are finite, with squares within float32's range (or without any positive entry)."""

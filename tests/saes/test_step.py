@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_lens_afa import TopAFATrainingSAE, sparse
+from sae_lens_afa.saes import _step
 from sae_lens_afa.selection import norm_matching_topk
 
 PATHS = ("sparse", "dense", "hooked")
@@ -194,6 +195,36 @@ def test_autocast_takes_the_matmuls_in_its_type():
         assert found[0][name].dtype == torch.float32
         # Both round to bfloat16 (2^-8) at every matmul.
         assert (found[0][name] - found[1][name]).abs().max() <= 0.02 * found[1][name].abs().max(), name
+
+
+def test_an_empty_batch_is_coded():
+    out = step(build(normalize_activations="none"), torch.zeros(0, D_IN))
+    assert out.feature_acts.shape == (0, D_SAE)
+    assert out.sae_out.shape == (0, D_IN)
+
+
+def test_the_encoder_alone_can_be_differentiated_twice():
+    sae = build(dtype="float64", normalize_activations="none")
+    x = torch.randn(3, D_IN, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(3, D_SAE, dtype=torch.float64)
+
+    def acts(x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        return _step.encode(x, b_dec, W_enc) * weight
+
+    assert torch.autograd.gradgradcheck(acts, (x, sae.b_dec, sae.W_enc))
+
+
+def test_another_module_in_place_of_a_hook_point_is_called():
+    sae = build(normalize_activations="none")
+
+    class Doubled(torch.nn.Module):
+        def forward(self, acts: Tensor) -> Tensor:
+            return 2 * acts
+
+    x = torch.randn(5, D_IN)
+    plain = step(sae, x).feature_acts
+    sae.hook_sae_acts_post = Doubled()
+    assert torch.equal(step(sae, x).feature_acts, 2 * plain)
 
 
 def test_a_second_derivative_is_refused_in_one_clear_error():
