@@ -1,4 +1,4 @@
-"""Encode, select and decode as one differentiable step that computes no gradient it does not need.
+"""Encode, select and decode, and all three as one differentiable step that computes no gradient it does not need.
 
 Two things make it cheaper than its parts. b_dec is subtracted from the input, and autograd would find its gradient
 through the gradient of that input, a matmul as large as the encoder's; but d b_dec = -(sum over tokens of the
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
+from sae_lens.saes.sae import SAE
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
@@ -30,37 +31,41 @@ class Coded(NamedTuple):
 
 
 def encode(
-    x: Float[Tensor, "*tokens d_in"], b_dec: Float[Tensor, " d_in"], W_enc: Float[Tensor, "d_in d_sae"]
-) -> Float[Tensor, "*tokens d_sae"]:
-    """(x - b_dec) @ W_enc, in autocast's dtype where that is on."""
-    return _Encode.apply(x, b_dec, _in_autocast_dtype(W_enc))  # pyright: ignore[reportReturnType]
+    sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]
+) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
+    """Feature activations and pre-activations of a normalised input; the target of the selection is ||x - b_dec||."""
+    hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
+    selected = norm_matching_topk(hidden_pre, _target_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
+    return sae.hook_sae_acts_post(selected), hidden_pre
 
 
-def target_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
-    """||x - b_dec||, as accurate as the device allows."""
+def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tensor:
+    """Reconstruction, in the shape and the space of the raw activations."""
+    recons = sae.hook_sae_recons(_times_decoder(feature_acts, sae.W_dec) + sae.b_dec)
+    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
+
+
+def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> Coded:
+    """Encode and decode a normalised input: in one where nobody looks in between, which differentiates once."""
+    if torch.compiler.is_compiling() or _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post):
+        feature_acts, hidden_pre = encode(sae, x)
+        return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
+    rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)
+    W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
+    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms)
+    return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
+
+
+def _target_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
     accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
     return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
 
 
-def decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
-    """Row norms of the decoder, without gradient, in at least float32."""
+def _decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
     return torch.linalg.vector_norm(W_dec.detach(), dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
 
 
-def code(
-    x: Float[Tensor, "*tokens d_in"],
-    b_dec: Float[Tensor, " d_in"],
-    W_enc: Float[Tensor, "d_in d_sae"],
-    W_dec: Float[Tensor, "d_sae d_in"],
-) -> Coded:
-    """Encode, select by norm matching, decode. Can be differentiated once, and not by torch.compile."""
-    norms = decoder_norm(W_dec)
-    rows = x.reshape(-1, x.shape[-1])
-    coded: Any = _Code.apply(rows, b_dec, _in_autocast_dtype(W_enc), _in_autocast_dtype(W_dec), norms)
-    return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
-
-
-def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
+def _times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
     """feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
     if not (torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)):
         rows = feature_acts.reshape(-1, feature_acts.shape[-1])
@@ -70,7 +75,7 @@ def decode(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d
     return feature_acts @ W_dec
 
 
-def is_observed(point: nn.Module) -> bool:
+def _is_observed(point: nn.Module) -> bool:
     """Whether anybody may look at, or change, what passes this hook point or its gradient."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(point) is not HookPoint or any(getattr(point, kind) for kind in kinds)
@@ -112,7 +117,7 @@ class _Code(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         x_centered = x - b_dec
-        target = target_norm(x_centered)
+        target = _target_norm(x_centered)
         x_centered = x_centered.to(W_enc.dtype)
         hidden_pre = _matmul(x_centered, W_enc)
         feature_acts = norm_matching_topk(hidden_pre, target, norms)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from sae_lens.saes.sae import (
     SAE,
     SAEConfig,
@@ -31,9 +30,8 @@ from sae_lens_afa.saes._checks import (
     check_number,
     check_shape_fields,
 )
-from sae_lens_afa.saes._step import Coded, code, decode, decoder_norm, encode, is_observed, target_norm
+from sae_lens_afa.saes._step import code, decode, encode
 from sae_lens_afa.saes._unit_norm import arm_unit_norm
-from sae_lens_afa.selection import norm_matching_topk
 
 PAPER_AFA_COEFFICIENT = 1 / 32
 
@@ -72,12 +70,12 @@ class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
     @override
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        return _encode(self, self.normalized_input(x))[0]
+        return encode(self, self.normalized_input(x))[0]
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
-        return _decode(self, feature_acts)
+        return decode(self, feature_acts)
 
 
 @dataclass(kw_only=True)
@@ -170,17 +168,17 @@ class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        return _encode(self, self.normalized_input(x))
+        return encode(self, self.normalized_input(x))
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """As `TopAFASAE.decode`."""
-        return _decode(self, feature_acts)
+        return decode(self, feature_acts)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.normalized_input(step_input.sae_in)
-        feature_acts, hidden_pre, decoded = _code(self, x)
+        feature_acts, hidden_pre, decoded = code(self, x)
         recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
@@ -267,25 +265,3 @@ def _init_as_reference(sae: _AnySAE) -> None:
     bound = (6 / sae.cfg.d_sae) ** 0.5
     nn.init.uniform_(sae.W_enc.data, -bound, bound)
     sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
-
-
-def _encode(
-    sae: _AnySAE, x: Float[Tensor, "*tokens d_in"]
-) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
-    """Feature activations and pre-activations of a normalised input; the target of the selection is ||x - b_dec||."""
-    hidden_pre = sae.hook_sae_acts_pre(encode(x, sae.b_dec, sae.W_enc))
-    selected = norm_matching_topk(hidden_pre, target_norm(x - sae.b_dec), decoder_norm(sae.W_dec))
-    return sae.hook_sae_acts_post(selected), hidden_pre
-
-
-def _decode(sae: _AnySAE, feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tensor:
-    recons = sae.hook_sae_recons(decode(feature_acts, sae.W_dec) + sae.b_dec)
-    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
-
-
-def _code(sae: TopAFATrainingSAE, x: Float[Tensor, "*tokens d_in"]) -> Coded:
-    """Encode and decode: in one where nobody looks in between."""
-    if torch.compiler.is_compiling() or is_observed(sae.hook_sae_acts_pre) or is_observed(sae.hook_sae_acts_post):
-        feature_acts, hidden_pre = _encode(sae, x)
-        return Coded(feature_acts, hidden_pre, decode(feature_acts, sae.W_dec))
-    return code(x, sae.b_dec, sae.W_enc, sae.W_dec)
