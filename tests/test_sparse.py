@@ -13,6 +13,7 @@ from sae_lens_afa._memory import empty
 
 @pytest.fixture(autouse=True)
 def _any_size(monkeypatch):
+    monkeypatch.delenv("SAE_LENS_AFA_BACKEND", raising=False)
     monkeypatch.setattr(sparse, "MIN_SIZE", 0)
     monkeypatch.setattr(sparse, "MAX_DENSITY", 1.0)
 

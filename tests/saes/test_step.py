@@ -24,6 +24,7 @@ def take(monkeypatch):
     def choose(path: str, sae: SAE) -> None:
         monkeypatch.setattr(sparse, "MIN_SIZE", 0)
         monkeypatch.setattr(sparse, "MAX_DENSITY", -1.0 if path == "dense" else 1.0)
+        monkeypatch.delenv("SAE_LENS_AFA_BACKEND", raising=False)
         if path == "without numba":
             monkeypatch.setenv("SAE_LENS_AFA_BACKEND", "torch")
         if path == "hooked":
