@@ -7,11 +7,13 @@ what the feature norm ought to be, without looking at the features.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae_lens_afa._memory import empty
 
 __all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm"]
 
@@ -146,8 +148,28 @@ def _unit_rows(W: Tensor) -> Tensor:
 
 
 def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
-    """Norms along the last axis, accumulated in at least float32."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    """Norms along the last axis, accumulated in at least float32; their gradient at 0 is 0."""
+    return _RowNorm.apply(x)  # pyright: ignore[reportReturnType]
+
+
+class _RowNorm(torch.autograd.Function):
+    """`torch.linalg.vector_norm`, whose own backward passes over [tokens, d_sae] five times instead of once."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, norm = ctx.saved_tensors
+        scale = torch.where(norm == 0, 0, grads[0] / norm)[..., None]
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return (x * scale).to(x.dtype)
+        return torch.mul(x, scale, out=empty(x.shape, x))
 
 
 def check_matrix(name: str, tensor: Tensor) -> None:

@@ -6,6 +6,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
 
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run in its interpreter, on the CPU
+
 from jaxtyping import install_import_hook
 
 # Not of what torch.compile traces: it cannot look into beartype's checks.
@@ -13,7 +18,6 @@ install_import_hook("sae_lens_afa.selection", "beartype.beartype")
 
 import hypothesis
 import pytest
-import torch
 from datasets import Dataset
 
 from sae_lens_afa.demo import load_model, load_text

@@ -1,19 +1,43 @@
-"""The benchmarks of the allocation run, at a small size."""
+"""The benchmarks run, at a size at which their figures mean nothing."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+import pytest
+
+ROOT = Path(__file__).parents[1]
 
 
-def run(*command: str, **kwargs) -> str:
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, **kwargs)
+def run(*command: str) -> str:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_the_table_has_every_goal(tmp_path):
+    file = tmp_path / "found.json"
+    printed = run(
+        *("-m", "benchmarks", "--rows", "selection", "step", "inference", "memory", "--json", str(file)),
+        *("--rounds", "2", "--batch", "70", "--d-in", "32", "--d-sae", "640"),
+    )
+    found = json.loads(file.read_text())
+    assert {"cpu", "threads", "torch", "numba", "sae-lens", "THP_MEM_ALLOC_ENABLE"} <= set(found["setting"])
+    assert len(found["goals"]) == 11
+    for row in found["goals"]:
+        assert row["what"] in printed
+        if "on GPU" in row["what"]:
+            assert row["verdict"] == "not measured"
+        else:
+            assert row["verdict"] in ("goal", "stretch", "MISSED")
+            assert 0 < row["figure"]["q25"] <= row["figure"]["median"] <= row["figure"]["q75"]
 
 
 def test_dead_features_compares_all_architectures(tmp_path):
@@ -22,7 +46,7 @@ def test_dead_features_compares_all_architectures(tmp_path):
         "eval-tokens": 256, "k": 2,
     }  # fmt: skip
     flags = [part for name, value in sizes.items() for part in (f"--{name}", str(value))]
-    printed = run(str(BENCHMARKS / "dead_features.py"), *flags, "--output", str(tmp_path))
+    printed = run("-m", "benchmarks.dead_features", *flags, "--output", str(tmp_path))
     result = json.loads((tmp_path / "dead_features.json").read_text())
     table = (tmp_path / "dead_features.md").read_text()
     assert table in printed
@@ -36,21 +60,16 @@ def test_dead_features_compares_all_architectures(tmp_path):
 
 
 def test_the_committed_results_are_of_the_committed_settings():
-    script = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); sys.argv = ['x']; import dead_features;"
-        "import json; print(json.dumps(dead_features.settings(dead_features.parse())))"
-    )
-    result = json.loads((BENCHMARKS.parent / "docs/results/dead_features.json").read_text())
+    script = "import json, sys; sys.argv = ['x']; from benchmarks import dead_features as d; print(json.dumps(d.settings(d.parse())))"
+    result = json.loads((ROOT / "docs/results/dead_features.json").read_text())
     assert result["settings"] == json.loads(run("-c", script))
 
 
-def test_bench_allocation_measures_time_and_memory(tmp_path):
-    script = (
-        f"import sys; sys.path.insert(0, {str(BENCHMARKS)!r}); import bench_allocation as b;"
-        "import json; print(json.dumps(b.measure((64, 256, 4), 2)))"
-    )
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+def test_allocation_measures_time_and_memory():
+    script = "import json; from benchmarks.allocation import measure; print(json.dumps(measure((512, 256, 4), 2)))"
     rows = json.loads(run("-c", script).splitlines()[-1])
     assert [row["variant"] for row in rows] == [
-        "batchtopk", "mutual_choice", "feature_choice uniform", "feature_choice zipf",
+        "batchtopk", "mutual_choice", "feature_choice, uniform", "feature_choice, zipf",
     ]  # fmt: skip
     assert rows[0]["time_ratio_to_batchtopk"]["median"] == 1

@@ -118,3 +118,23 @@ def test_coherence_of_a_large_dictionary_fits_in_memory():
 def test_wrong_shapes_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_gradient_of_the_afa_loss_is_that_of_autograd(dtype):
+    acts = torch.randn(4, 30).relu().to(dtype)
+    acts[2] = 0
+    x = torch.randn(4, 5).to(dtype)
+    found, expected = acts.clone().requires_grad_(), acts.clone().requires_grad_()
+    afa_loss(found, x).backward()
+    norms = [torch.linalg.vector_norm(t.to(torch.promote_types(dtype, torch.float32)), dim=-1) for t in (expected, x)]
+    (norms[0] - norms[1]).square().mean().backward()
+    torch.testing.assert_close(found.grad, expected.grad)
+    assert (found.grad[2] == 0).all()
+
+
+def test_the_afa_loss_can_be_differentiated_twice():
+    acts = torch.rand(3, 7, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(afa_loss, (acts, x))
+    assert torch.autograd.gradgradcheck(afa_loss, (acts, x))

@@ -14,8 +14,10 @@ from strategies import selection_inputs
 
 from sae_lens_afa.selection import available_backends, norm_matching_topk
 from sae_lens_afa.selection._bisection import select_by_bisection
+from sae_lens_afa.selection._numba import select_compiled
 from sae_lens_afa.selection._sorting import select_by_sorting
 
+ALGORITHMS = [select_compiled, select_by_sorting, select_by_bisection]
 FINITE = ("gaussian", "sparse", "tied", "all_positive", "long_tail")
 
 
@@ -31,11 +33,20 @@ def assert_same_selection(out, acts, target, decoder_norm):
 @settings(max_examples=300)
 @given(selection_inputs())
 def test_equals_the_literal_rule(inputs):
-    for backend in ["auto", *available_backends()]:
-        assert_same_selection(norm_matching_topk(*inputs, backend=backend), *inputs)
+    assert_same_selection(norm_matching_topk(*inputs), *inputs)
 
 
-@pytest.mark.parametrize("algorithm", [select_by_sorting, select_by_bisection])
+@pytest.mark.skipif("triton" not in available_backends(), reason="Triton is not installed")
+@settings(max_examples=40)
+@given(selection_inputs())
+def test_the_gpu_kernels_equal_the_literal_rule(inputs):
+    # On cuda where there is one, else in Triton's interpreter.
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_device = [None if t is None else t.to(device) for t in inputs]
+    assert_same_selection(norm_matching_topk(*on_device, backend="triton").cpu(), *inputs)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 @settings(max_examples=200)
 @given(inputs=selection_inputs())
 def test_each_algorithm_equals_the_literal_rule(algorithm, inputs):
@@ -44,16 +55,7 @@ def test_each_algorithm_equals_the_literal_rule(algorithm, inputs):
     assert_same_selection(out, *inputs)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs cuda")
-@settings(max_examples=100)
-@given(inputs=selection_inputs())
-def test_on_cuda_equals_the_literal_rule(inputs):
-    acts, target, decoder_norm = inputs
-    on_device = [None if t is None else t.cuda() for t in inputs]
-    assert_same_selection(norm_matching_topk(*on_device).cpu(), acts, target, decoder_norm)
-
-
-@pytest.mark.parametrize("algorithm", [select_by_sorting, select_by_bisection])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_equals_the_literal_rule_at_the_width_of_a_real_sae(algorithm):
     acts = torch.randn(6, 12288)
     acts[1] = acts[1].abs()
@@ -190,12 +192,12 @@ def test_wrong_arguments_are_named(acts, target, norm, error, message):
 
 
 def test_an_unknown_backend_lists_those_that_exist():
-    with pytest.raises(ValueError, match=r"'auto' or one of \['torch'\], got 'abacus'"):
+    with pytest.raises(ValueError, match=r"'auto' or one of \[.*'torch'\], got 'abacus'"):
         norm_matching_topk(torch.ones(2, 3), torch.ones(2), backend="abacus")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc (cuda is not involved)")
-def test_extra_memory_is_at_most_a_fifth_above_the_output():
+def test_extra_memory_is_at_most_a_tenth_above_the_output():
     # In a process of its own: what counts is the resident peak, in which numpy's and torch's memory both show.
     script = """
 import torch
@@ -213,4 +215,4 @@ norm_matching_topk(acts, target, norm)
 print((peak_kib() - before) * 1024 / acts.nbytes)
 """
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(run.stdout) <= 1.2
+    assert float(run.stdout) <= 1.1

@@ -16,6 +16,8 @@ from torch import Tensor
 
 # Rows as near to 1 as float32 normalisation leaves them are taken to be unit.
 _ROUNDING = 1e-6
+# Rows at a time on a CPU, so that the products stay in cache and take no fresh memory.
+_CPU_BLOCK = 256
 
 
 def arm_unit_norm(sae: TrainingSAE[Any], *, fold: bool) -> None:
@@ -49,9 +51,11 @@ class _UnitNorm:
         sae = self._sae()
         if sae is None or not sae.training or W_dec.grad is None:
             return
-        W_dec.div_(_row_norms(W_dec))
-        # Not addcmul, which rounds once less: Adam makes visible differences of the last bits in a gradient.
-        W_dec.grad.sub_((W_dec.grad * W_dec).sum(-1, keepdim=True) * W_dec)
+        block = _CPU_BLOCK if W_dec.device.type == "cpu" else len(W_dec)
+        for rows, grad in zip(W_dec.split(block), W_dec.grad.split(block), strict=True):
+            rows.div_(_row_norms(rows))
+            # Not addcmul, which rounds once less: Adam makes visible differences of the last bits in a gradient.
+            grad.sub_((grad * rows).sum(-1, keepdim=True) * rows)
 
 
 @torch.no_grad()

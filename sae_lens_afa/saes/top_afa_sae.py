@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from sae_lens.saes.sae import (
     SAE,
     SAEConfig,
@@ -31,8 +30,8 @@ from sae_lens_afa.saes._checks import (
     check_number,
     check_shape_fields,
 )
+from sae_lens_afa.saes._step import code, decode, encode
 from sae_lens_afa.saes._unit_norm import arm_unit_norm
-from sae_lens_afa.selection import norm_matching_topk
 
 PAPER_AFA_COEFFICIENT = 1 / 32
 
@@ -71,13 +70,12 @@ class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
     @override
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        return _encode_centered(self, self.process_sae_in(x))[0]
+        return encode(self, self.normalized_input(x))[0]
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
-        recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
+        return decode(self, feature_acts)
 
 
 @dataclass(kw_only=True)
@@ -170,13 +168,18 @@ class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        return _encode_centered(self, self.process_sae_in(x))
+        return encode(self, self.normalized_input(x))
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """As `TopAFASAE.decode`."""
+        return decode(self, feature_acts)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.normalized_input(step_input.sae_in)
-        feature_acts, hidden_pre = _encode_centered(self, x - self.b_dec)
-        recons = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        feature_acts, hidden_pre, decoded = code(self, x)
+        recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
         return TrainStepOutput(
@@ -209,18 +212,19 @@ class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
         """Mean squared error of the residual's reconstruction by the k_aux largest dead latents of each token."""
         if dead is None or self.cfg.aux_loss_coefficient == 0:
             return residual.new_zeros(())
-        # The trainer's mask is from before this batch: what fires now is not dead.
-        fired = feature_acts.detach().flatten(0, -2).amax(0) > 0
-        index = (dead & ~fired).nonzero().squeeze(-1)
+        index = dead.nonzero().squeeze(-1)
         if len(index) == 0:
             return residual.new_zeros(())
-        acts = hidden_pre[..., index].relu()
+        # The trainer's mask is from before this batch: what fires now is not dead. Masked, and not left out of the
+        # index: how many they are would be one more thing to wait for on an accelerator.
+        still_dead = (feature_acts.detach()[..., index] <= 0).flatten(0, -2).all(0)
+        acts = hidden_pre[..., index].relu() * still_dead
         if len(index) > self.cfg.k_aux:
             largest = acts.topk(self.cfg.k_aux, dim=-1, sorted=False)
             acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
         if self.cfg.detach_aux_residual:
             residual = residual.detach()
-        return (acts @ self.W_dec[index] - residual).square().mean()
+        return (acts @ self.W_dec[index] - residual).square().mean() * still_dead.any()
 
     @property
     def _loss_scale(self) -> int:
@@ -261,16 +265,3 @@ def _init_as_reference(sae: _AnySAE) -> None:
     bound = (6 / sae.cfg.d_sae) ** 0.5
     nn.init.uniform_(sae.W_enc.data, -bound, bound)
     sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
-
-
-def _encode_centered(
-    sae: _AnySAE, x_centered: Float[Tensor, "*tokens d_in"]
-) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
-    """Feature activations and pre-activations of x - b_dec; the target of the selection is ||x - b_dec||."""
-    hidden_pre = sae.hook_sae_acts_pre(x_centered @ sae.W_enc)
-    accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
-    target_norm = torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
-    at_least_float32 = torch.promote_types(sae.W_dec.dtype, torch.float32)
-    decoder_norm = torch.linalg.vector_norm(sae.W_dec.detach(), dim=-1, dtype=at_least_float32)
-    selected = norm_matching_topk(hidden_pre, target_norm, decoder_norm)
-    return sae.hook_sae_acts_post(selected), hidden_pre

@@ -1,6 +1,8 @@
 """The top-AFA selection rule: which features are active when the norm of the features must match the input's.
 
-One public function, `norm_matching_topk`, over interchangeable back ends that all give the same result.
+One public function, `norm_matching_topk`, over interchangeable back ends that all give the same result: "numba"
+(compiled, for CPU), "triton" (compiled, for cuda) and "torch" (any device, nothing to install). The environment
+variable SAE_LENS_AFA_BACKEND names the one that "auto" means.
 Source: arXiv 2503.24277, section 5 (top-AFA): keep the k* largest scaled activations, where k* brings the norm
 of what is kept nearest to the norm of the dense activation.
 
@@ -13,24 +15,15 @@ and equal values at the boundary are taken lowest index first. The mask is a con
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from sae_lens_afa.selection._rows import select_rows
+from sae_lens_afa.selection._backends import available_backends, backend_for, selector
 
 __all__ = ["available_backends", "norm_matching_topk"]
-
-_Backend = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-_BACKENDS: dict[str, _Backend] = {"torch": select_rows}
-
-
-def available_backends() -> list[str]:
-    """Names of the back ends that can run here, fastest first; `backend="auto"` takes the first."""
-    return list(_BACKENDS)
 
 
 def norm_matching_topk(
@@ -44,7 +37,7 @@ def norm_matching_topk(
         target_norm: Norm to match, shape [...] (that of `acts` without its last axis), in the units of
             `acts * decoder_norm`.
         decoder_norm: Norms ||d_i|| of the decoder rows, shape [d_sae]; None stands for all ones.
-        backend: One of `available_backends()`, or "auto".
+        backend: One of `available_backends()`, or "auto": the fastest that runs on the device of `acts`.
 
     Returns:
         `acts` with all entries zeroed but those selected; its shape and dtype. Selection is done in float32
@@ -54,19 +47,18 @@ def norm_matching_topk(
 
     Raises:
         TypeError: `acts` or a norm is not a floating-point tensor.
-        ValueError: a shape does not fit, or `backend` is not available.
+        ValueError: a shape does not fit, or the back end named here or in SAE_LENS_AFA_BACKEND is not available.
 
     Example:
         >>> acts = torch.tensor([[3.0, -1.0, 4.0, 0.5]])
         >>> norm_matching_topk(acts, torch.tensor([4.9]))
         tensor([[3., 0., 4., 0.]])
     """
-    _check(acts, target_norm, decoder_norm, backend)
-    chosen = next(iter(_BACKENDS)) if backend == "auto" else backend
-    return torch.ops.sae_lens_afa.norm_matching_topk(acts, target_norm, decoder_norm, chosen)
+    _check(acts, target_norm, decoder_norm)
+    return torch.ops.sae_lens_afa.norm_matching_topk(acts, target_norm, decoder_norm, backend)
 
 
-def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> None:
+def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None) -> None:
     for name, tensor in (("acts", acts), ("target_norm", target_norm), ("decoder_norm", decoder_norm)):
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
@@ -82,8 +74,6 @@ def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backe
             f"decoder_norm must have shape [{acts.shape[-1]}], one norm for each entry of acts' last axis"
             f" (d_sae), got {list(decoder_norm.shape)}."
         )
-    if backend != "auto" and backend not in _BACKENDS:
-        raise ValueError(f"backend must be 'auto' or one of {available_backends()}, got {backend!r}.")
 
 
 # A custom operator, so that torch.compile keeps its graph whole around the data-dependent selection.
@@ -93,8 +83,11 @@ def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backe
     schema="(Tensor acts, Tensor target_norm, Tensor? decoder_norm, str backend) -> Tensor",
 )
 def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, backend: str) -> Tensor:
+    select = selector(backend_for(acts.device, backend))
     rows = acts.reshape(-1, acts.shape[-1])
-    return _BACKENDS[backend](rows, target_norm.reshape(-1), decoder_norm).view(acts.shape)
+    if rows.numel() == 0:
+        return acts.clone()
+    return select(rows, target_norm.reshape(-1), decoder_norm).view(acts.shape)
 
 
 @_select.register_fake

@@ -22,8 +22,6 @@ def select_rows(
     send the rows to the CPU and back.
     """
     acts, target_norm = acts.detach(), target_norm.detach()
-    if acts.numel() == 0:
-        return acts.clone()
     if acts.device.type in ("cpu", "mps"):
         norm = None if decoder_norm is None else decoder_norm.detach().cpu()
         return select_by_sorting(acts.cpu(), target_norm.cpu().double(), norm).to(acts.device)

@@ -8,7 +8,7 @@ the squared target, and keep what exceeds the first entry that is left out.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,6 +52,8 @@ def select_by_sorting(
         e = chunk[:, :d_sae]
         e.copy_(rows)
         lowest, highest = e.numpy().min(-1), e.numpy().max(-1)  # torch's aminmax is 20 times slower along rows
+        if acts.dtype == torch.float64:  # may be positive and 0 in float32
+            highest = rows.amax(-1).numpy()
         e.clamp_(min=0)
         if norm is not None:
             e.mul_(norm)
@@ -61,12 +63,15 @@ def select_by_sorting(
         cut = _cut(ordered, target)
         kept = e > torch.from_numpy(cut.first_left_out)[:, None]
         torch.where(kept, rows, nothing, out=out[start : start + step])
-        for r in np.flatnonzero(cut.tied):
-            larger = int((e[r] > float(cut.first_left_out[r])).sum())
-            equal = (e[r] == float(cut.first_left_out[r])).nonzero().squeeze(-1)[: int(cut.k[r]) - larger]
-            out[start + r, equal] = rows[r, equal]  # lowest index first
+        if cut.tied.any():
+            # All rows of the chunk at once: in bfloat16 nearly every row has equal values at its boundary.
+            boundary = cut.first_left_out[:, None]
+            equal = (e.numpy() == boundary) & cut.tied[:, None]
+            n_equal = cut.k - (e.numpy() > boundary).sum(-1)
+            first = torch.from_numpy(equal & (equal.cumsum(-1, dtype=np.int32) <= n_equal[:, None]))
+            torch.where(kept | first, rows, nothing, out=out[start : start + step])  # lowest index first
         for r in np.flatnonzero(~_plain(ordered[:, -1], lowest, highest, target)):
-            out[start + r] = _select_wide_range(rows[r], float(target[r]), norm)
+            out[start + r] = select_wide_range(rows[r], float(target[r]), norm)
     return out
 
 
@@ -96,7 +101,7 @@ def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
 def _plain(
     peak: NDArray[np.float32],
     lowest: NDArray[np.float32],
-    highest: NDArray[np.float32],
+    highest: NDArray[np.floating[Any]],
     target: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Which rows are finite, with squares within float32's range (or without any positive entry)."""
@@ -104,7 +109,7 @@ def _plain(
     return in_range & np.isfinite(lowest) & np.isfinite(target)
 
 
-def _select_wide_range(acts: Tensor, target: float, decoder_norm: Tensor | None) -> Tensor:
+def select_wide_range(acts: Tensor, target: float, decoder_norm: Tensor | None) -> Tensor:
     """Select in one row that is not finite, or whose squares leave float32's range, by the rule as it reads."""
     a = acts.double().numpy()
     norm = np.ones_like(a) if decoder_norm is None else decoder_norm.double().numpy()

@@ -1,4 +1,4 @@
-"""What AFA metrics cost beside the SAE's own encode and decode: `python benchmarks/bench_evals.py [--json FILE]`.
+"""What AFA metrics cost beside the SAE's own encode and decode: `python -m benchmarks.evals [--json FILE]`.
 
 Times are interleaved, so that a machine's drift falls on all of them alike; the median of the ratios counts.
 """
@@ -8,19 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
+from benchmarks.measuring import setting, timed
 from sae_lens_afa.evals import AFAMetrics
 from sae_lens_afa.evals.token_norms import decoder_norms, token_blocks
 
-T = TypeVar("T")
 D_IN, D_SAE = 768, 24576
 GOAL = 0.10
 
@@ -58,7 +55,12 @@ def main() -> None:
         )
     print(f"goal: at most {GOAL:.0%} added; {'met' if all(row['ratio'] <= GOAL for row in rows) else 'MISSED'}")
     if args.json:
-        args.json.write_text(json.dumps({"device": args.device, "tokens": tokens, "rows": rows}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps(
+                {"setting": setting(args.device), "device": args.device, "tokens": tokens, "rows": rows}, indent=2
+            )
+            + "\n"
+        )
 
 
 @torch.no_grad()
@@ -92,20 +94,6 @@ def measure(name: str, sae: StandardSAE | TopKSAE, tokens: int, repeats: int) ->
         "ratio_q05": ratios[int(0.05 * len(ratios))],
         "ratio_q95": ratios[int(0.95 * len(ratios))],
     }
-
-
-def timed(device: torch.device, work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and the seconds until the device was done."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    wait()
-    start = time.perf_counter()
-    result = work()
-    wait()
-    return result, time.perf_counter() - start
 
 
 if __name__ == "__main__":

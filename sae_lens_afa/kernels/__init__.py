@@ -1,0 +1,1 @@
+"""Machine code, by numba for CPUs and by Triton for GPUs: imported only when it is about to be used."""

@@ -1,0 +1,173 @@
+"""Encode, select and decode, and all three as one differentiable step that computes no gradient it does not need.
+
+Two things make it cheaper than its parts. b_dec is subtracted from the input, and autograd would find its gradient
+through the gradient of that input, a matmul as large as the encoder's; but d b_dec = -(sum over tokens of the
+pre-activations' gradient) W_enc^T needs none. And where few features are active, decoding and the gradients of both
+weights touch only these (`sae_lens_afa.sparse`).
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import SAE
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformer_lens.hook_points import HookPoint
+
+from sae_lens_afa import sparse
+from sae_lens_afa._memory import empty
+from sae_lens_afa.selection import norm_matching_topk
+
+
+class Coded(NamedTuple):
+    """What a training step needs of a batch; `decoded` is feature_acts @ W_dec, without the bias."""
+
+    feature_acts: Float[Tensor, "*tokens d_sae"]
+    hidden_pre: Float[Tensor, "*tokens d_sae"]
+    decoded: Float[Tensor, "*tokens d_in"]
+
+
+def encode(
+    sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]
+) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
+    """Feature activations and pre-activations of a normalised input; the target of the selection is ||x - b_dec||."""
+    hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
+    selected = norm_matching_topk(hidden_pre, _target_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
+    return sae.hook_sae_acts_post(selected), hidden_pre
+
+
+def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tensor:
+    """Reconstruction, in the shape and the space of the raw activations."""
+    recons = sae.hook_sae_recons(_times_decoder(feature_acts, sae.W_dec) + sae.b_dec)
+    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
+
+
+def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> Coded:
+    """Encode and decode a normalised input: in one where nobody looks in between, which differentiates once."""
+    if torch.compiler.is_compiling() or _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post):
+        feature_acts, hidden_pre = encode(sae, x)
+        return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
+    rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)
+    W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
+    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms)
+    return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
+
+
+def _target_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
+    accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
+    return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
+
+
+def _decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    return torch.linalg.vector_norm(W_dec.detach(), dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
+
+
+def _times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
+    """feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
+    if not (torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)):
+        rows = feature_acts.reshape(-1, feature_acts.shape[-1])
+        active = sparse.active_features(rows) if feature_acts.dtype == W_dec.dtype else None
+        if active is not None:
+            return sparse.decode(active, W_dec).view(*feature_acts.shape[:-1], W_dec.shape[1])
+    return feature_acts @ W_dec
+
+
+def _is_observed(point: nn.Module) -> bool:
+    """Whether anybody may look at, or change, what passes this hook point or its gradient."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return type(point) is not HookPoint or any(getattr(point, kind) for kind in kinds)
+
+
+def _in_autocast_dtype(weight: Tensor) -> Tensor:
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return weight
+    return weight.to(torch.get_autocast_dtype(device))
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
+        return _matmul((x - b_dec).to(W_enc.dtype), W_enc)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004  (torch's signature)
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, b_dec, W_enc = ctx.saved_tensors
+        (grad,) = grads
+        grad_x = (grad @ W_enc.T).to(x.dtype) if ctx.needs_input_grad[0] else None
+        rows = grad.reshape(-1, grad.shape[-1])
+        x_centered = (x - b_dec).to(W_enc.dtype).reshape(-1, x.shape[-1])
+        grad_b_dec = _bias_gradient(rows.sum(0, dtype=_accurate(rows)), W_enc).to(b_dec.dtype)
+        return grad_x, grad_b_dec, _matmul(x_centered.T, rows)
+
+
+class _Code(torch.autograd.Function):
+    """From [tokens, d_in]: the selected activations, the pre-activations, and the decoded activations."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        x_centered = x - b_dec
+        target = _target_norm(x_centered)
+        x_centered = x_centered.to(W_enc.dtype)
+        hidden_pre = _matmul(x_centered, W_enc)
+        feature_acts = norm_matching_topk(hidden_pre, target, norms)
+        # The gradient of x needs that of every pre-activation.
+        active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
+        decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
+        ctx.save_for_backward(x_centered, W_enc, W_dec, feature_acts, *(active or ()))
+        ctx.dtypes = x.dtype, b_dec.dtype
+        return feature_acts, hidden_pre, decoded
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x_centered, W_enc, W_dec, feature_acts, *listed = ctx.saved_tensors
+        grad_acts, grad_pre, grad_decoded = grads
+        if grad_decoded is None:
+            grad_decoded = torch.zeros_like(x_centered)
+        x_dtype, b_dtype = ctx.dtypes
+        if listed:
+            active = sparse.ActiveFeatures(*listed)
+            grad_W_dec, grad_W_enc, sums = sparse.step_gradients(active, x_centered, W_dec, grad_decoded, grad_acts)
+            if grad_pre is not None:  # of the dead latents, which the auxiliary loss trains
+                columns = (grad_pre != 0).any(0).nonzero().squeeze(-1)
+                grad_W_enc[:, columns] += x_centered.T @ grad_pre[:, columns]
+                sums += grad_pre.sum(0)
+            return None, _bias_gradient(sums, W_enc).to(b_dtype), grad_W_enc, grad_W_dec, None
+        grad = _matmul(grad_decoded, W_dec.T)
+        if grad_acts is not None:
+            grad += grad_acts
+        grad *= feature_acts > 0
+        if grad_pre is not None:
+            grad += grad_pre
+        grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_b_dec = _bias_gradient(grad.sum(0, dtype=_accurate(grad)), W_enc).to(b_dtype)
+        return grad_x, grad_b_dec, _matmul(x_centered.T, grad), _matmul(feature_acts.T, grad_decoded), None
+
+
+def _bias_gradient(sums: Tensor, W_enc: Tensor) -> Tensor:
+    """-(sum over tokens of the pre-activations' gradient) W_enc^T."""
+    return -(W_enc.to(sums.dtype) @ sums)
+
+
+def _accurate(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b into fresh memory, where no gradient of it is recorded."""
+    if a.ndim == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return a @ b
+    shape = torch.Size((*a.shape[:-1], b.shape[1]))
+    out = empty((shape[:-1].numel(), b.shape[1]), a)
+    return torch.mm(a.reshape(-1, a.shape[-1]), b, out=out).view(shape)

@@ -1,0 +1,123 @@
+"""Codes with few active features: decoding and gradients that touch only these, on CPU.
+
+A dense decoder multiplies [tokens, d_sae] by [d_sae, d_in] although most of the first is zero. Here the active
+entries of a batch are listed, a different number for each token, and the list is what is decoded.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_lens_afa._memory import empty
+from sae_lens_afa.selection._backends import backend_for
+
+# Density up to which the list is faster than the matmuls, and the size from which it is worth compiling for.
+# Measured at d_in 768, d_sae 12288, 512 tokens (benchmarks/results): decoding breaks even near 0.27, the gradients
+# near 0.45.
+MAX_DENSITY = 0.25
+MIN_SIZE = 1 << 18
+
+
+class ActiveFeatures(NamedTuple):
+    """The non-zero entries of codes [tokens, d_sae] by token: those of token t are offsets[t] to offsets[t + 1]."""
+
+    offsets: Int[Tensor, " tokens+1"]
+    features: Int[Tensor, " active"]
+    values: Float[Tensor, " active"]
+
+
+class StepGradients(NamedTuple):
+    """Gradients by way of the decoder; `sums` are those of the pre-activations, summed over tokens."""
+
+    W_dec: Float[Tensor, "d_sae d_in"]
+    W_enc: Float[Tensor, "d_in d_sae"]
+    sums: Float[Tensor, " d_sae"]
+
+
+def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | None:
+    """List the active entries of a batch of codes; None where the dense matmuls are faster, or all there is.
+
+    That is: the codes are dense or few, on an accelerator (where asking how many are active would wait for it), of
+    another type than float32 or float64, or numba is not there or not wanted (SAE_LENS_AFA_BACKEND).
+    """
+    if (
+        codes.device.type != "cpu"
+        or codes.dtype not in (torch.float32, torch.float64)
+        or codes.numel() < MIN_SIZE
+        or torch.compiler.is_compiling()
+        or backend_for(codes.device) != "numba"
+    ):
+        return None
+    from sae_lens_afa.kernels import sparse as kernels  # imports numba
+    from sae_lens_afa.kernels.compiled import in_threads
+
+    rows = codes.detach().contiguous().numpy()
+    counts = torch.empty(len(codes), dtype=torch.int64)
+
+    def count(i: int, j: int) -> None:
+        kernels.count_active(rows[i:j], counts.numpy()[i:j])
+
+    in_threads(len(codes), codes.shape[1], count)
+    offsets = torch.zeros(len(codes) + 1, dtype=torch.int64)
+    torch.cumsum(counts, 0, out=offsets[1:])
+    n_active = int(offsets[-1])
+    if n_active > MAX_DENSITY * codes.numel():
+        return None
+    features = torch.empty(n_active, dtype=torch.int64)
+    values = torch.empty(n_active, dtype=codes.dtype)
+
+    def fill(i: int, j: int) -> None:
+        kernels.list_by_token(rows[i:j], offsets.numpy()[i:j], features.numpy(), values.numpy())
+
+    in_threads(len(codes), codes.shape[1], fill)
+    return ActiveFeatures(offsets, features, values)
+
+
+def decode(active: ActiveFeatures, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "tokens d_in"]:
+    """The codes times W_dec, without gradient. Measured against CSR matmuls and numba: torch's bags are fastest."""
+    return torch.nn.functional.embedding_bag(
+        active.features,
+        W_dec.detach(),
+        active.offsets,
+        mode="sum",
+        per_sample_weights=active.values,
+        include_last_offset=True,
+    )
+
+
+def step_gradients(
+    active: ActiveFeatures,
+    x: Float[Tensor, "tokens d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    grad_recons: Float[Tensor, "tokens d_in"],
+    grad_acts: Float[Tensor, "tokens d_sae"] | None,
+) -> StepGradients:
+    """Gradients of W_enc and W_dec for codes that were selected from x @ W_enc and decoded by W_dec.
+
+    Args:
+        active: The codes.
+        x: What was encoded.
+        W_dec: The decoder.
+        grad_recons: Gradient of the decoded codes.
+        grad_acts: Gradient of the codes beside that by way of the decoder.
+    """
+    from sae_lens_afa.kernels import sparse as kernels  # imports numba
+    from sae_lens_afa.kernels.compiled import in_threads
+
+    d_sae, d_in = W_dec.shape
+    feature_offsets = torch.zeros(d_sae + 1, dtype=torch.int64)
+    tokens, values = torch.empty(len(active.features), dtype=torch.int32), torch.empty_like(active.values)
+    kernels.list_by_feature(*(t.numpy() for t in (*active, feature_offsets, tokens, values)))
+    result = StepGradients(empty((d_sae, d_in), x), empty((d_in, d_sae), x), x.new_empty(d_sae))
+    beside = x.new_empty(0, 0) if grad_acts is None else grad_acts
+    shared: Any = [t.detach().contiguous().numpy() for t in (tokens, values, grad_recons, beside, x, W_dec, *result)]
+
+    def work(i: int, j: int) -> None:
+        kernels.gradients(feature_offsets.numpy()[i : j + 1], i, *shared)
+
+    in_threads(d_sae, d_in + len(tokens) * d_in // d_sae, work)
+    return result
