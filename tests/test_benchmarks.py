@@ -60,7 +60,8 @@ def test_dead_features_compares_all_architectures(tmp_path):
 
 
 def test_the_committed_results_are_of_the_committed_settings():
-    script = "import json, sys; sys.argv = ['x']; from benchmarks import dead_features as d; print(json.dumps(d.settings(d.parse())))"
+    script = "import json, sys; sys.argv = ['x']; from benchmarks.dead_features import *; "
+    script += "print(json.dumps(settings(parse())))"
     result = json.loads((ROOT / "docs/results/dead_features.json").read_text())
     assert result["settings"] == json.loads(run("-c", script))
 

@@ -37,7 +37,8 @@ class NormMatchingSAE(SAE[Any]):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         d_in, d_sae = self.cfg.d_in, self.cfg.d_sae
-        check_state_dict(state_dict, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)})
+        weights = {name: tensor for name, tensor in state_dict.items() if name not in self._buffers}
+        check_state_dict(weights, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)})
 
     @override
     def fold_activation_whitening(

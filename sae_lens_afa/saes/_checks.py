@@ -41,14 +41,16 @@ def check_integer(cfg: SAEConfig, field: str, *, at_least: int) -> None:
         raise ValueError(f"{type(cfg).__name__}.{field} must be an integer >= {at_least}, got {value!r}.")
 
 
-def check_number(cfg: SAEConfig, field: str, *, positive: bool = False) -> None:
-    """Raise ValueError unless the field is a finite number that is not negative (or is positive)."""
+def check_number(cfg: SAEConfig, field: str, *, positive: bool = False, at_most: float | None = None) -> None:
+    """Raise ValueError unless the field is a finite number that is not negative (or is positive), up to `at_most`."""
     value = getattr(cfg, field)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or value < 0 or (positive and value == 0):
         raise ValueError(
             f"{type(cfg).__name__}.{field} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}."
         )
+    if at_most is not None and value > at_most:
+        raise ValueError(f"{type(cfg).__name__}.{field} must be at most {at_most}, got {value!r}.")
 
 
 def check_choice(cfg: SAEConfig, field: str, choices: Sequence[str]) -> None:

@@ -47,6 +47,7 @@ def aux_zipf_loss(
     k_aux: int | None = None,
     scale_by_count: bool = True,
     rescale_acts_by_decoder_norm: bool = False,
+    positive_only: bool = False,
     token_scale: Tensor | None = None,
 ) -> Tensor:
     """Squared error, summed over d_in, of the residual's reconstruction by under-used features.
@@ -56,13 +57,14 @@ def aux_zipf_loss(
 
     Args:
         under_used: The features that take part, bool [d_sae]; None or none: the loss is 0.
-        hidden_pre: Pre-activations [..., d_sae]. Negative ones take part as they are, as in SAELens.
+        hidden_pre: Pre-activations [..., d_sae].
         residual: What the SAE leaves over, [..., d_in]. Detach it, unless its gradient is wanted.
         W_dec: Decoder, [d_sae, d_in].
         coefficient: Weight of the loss.
         k_aux: Most of them that take part on one token, those with the largest pre-activations; None: d_in // 2.
         scale_by_count: Weigh the loss by (number under-used) / k_aux while that is less than 1.
         rescale_acts_by_decoder_norm: `hidden_pre` carries the norms of the decoder rows, as in SAELens' TopK.
+        positive_only: Negative pre-activations count as 0; else they take part as they are, as in SAELens.
         token_scale: Factor from the space in which the SAE decodes to that of `residual`, [..., 1].
 
     Returns:
@@ -75,6 +77,8 @@ def aux_zipf_loss(
         return residual.new_zeros(())
     k_aux = max(1, W_dec.shape[1] // 2) if k_aux is None else k_aux
     acts = hidden_pre[..., index]
+    if positive_only:
+        acts = acts.relu()
     if len(index) > k_aux:
         largest = acts.topk(k_aux, dim=-1, sorted=False)
         acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
@@ -90,8 +94,9 @@ def aux_zipf_loss(
 class DensityTracking(SAE[Any]):
     """A moving average of feature densities and the Zipf law fitted to it; a base beside SAELens' own.
 
-    The config has `density_lr` and `dying_fraction`. All state is in persistent buffers, so that a resumed run goes
-    on as it was; they are kept in their precision whatever dtype the SAE is cast to, and are no part of the
+    The config has `density_lr` and `dying_fraction`. A class that needs no densities while `dying_fraction` is 0 sets
+    `_densities_are_optional`, and then has no such state. All state is in persistent buffers, so that a resumed run
+    goes on as it was; they are kept in their precision whatever dtype the SAE is cast to, and are no part of the
     inference model.
 
     Attributes:
@@ -105,16 +110,23 @@ class DensityTracking(SAE[Any]):
     n_batches_observed: Tensor
     zipf_law: Tensor
     _tracked: tuple[str, ...] = ("density", "n_batches_observed", "zipf_law")
+    _densities_are_optional = False
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
+        if self._densities_are_optional and cfg.dying_fraction == 0:
+            self._tracked = ()
+        else:
+            self._register_densities(cfg)
+        # Derived from the buffers, so that a step on an accelerator need not wait for them.
+        self._expected: Tensor | None = None
+        self._n_observed: int | None = None
+
+    def _register_densities(self, cfg: Any) -> None:
         device = self.W_dec.device
         self.register_buffer("density", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
         self.register_buffer("n_batches_observed", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("zipf_law", torch.full((3,), torch.nan, dtype=torch.float32, device=device))
-        # Derived from the buffers, so that a step on an accelerator need not wait for them.
-        self._expected: Tensor | None = None
-        self._n_observed: int | None = None
 
     @property
     def n_observed(self) -> int:

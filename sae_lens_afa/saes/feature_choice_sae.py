@@ -22,6 +22,7 @@ This package's choices, since there is no public implementation:
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +47,8 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
     Args:
         k: Average number of matches per token: a batch of B tokens has round(k * B).
         prior: How features share the matches: "uniform", all alike, or "zipf", by a Zipf law.
-        zipf_exponent: Exponent of that law; None fits it when Feature Choice starts.
+        zipf_exponent: Exponent of that law; None fits it when Feature Choice starts, to the densities of the steps
+            before; without any, to how Mutual Choice would share out the first batch, with a warning.
         zipf_offset: Its offset; None fits it, too, or takes 0 if there is nothing to fit it to.
         feature_choice_start_step: Training steps as Mutual Choice before Feature Choice starts. 0: from the first.
             A number of steps, because an SAE in SAELens' trainer does not know how many there will be.
@@ -55,8 +57,7 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
             fraction of what the law expects of its rank. 0: dead features only, as in SAELens.
 
     Raises:
-        ValueError: a value outside its range, or a law to be fitted with no phase to observe densities in; the
-            message names the field and what to do.
+        ValueError: a value outside its range; the message names the field and what to do.
     """
 
     prior: Literal["uniform", "zipf"] = "uniform"
@@ -85,11 +86,6 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
             check_number(self, field)
             if self.prior != "zipf":
                 raise ValueError(f"{name}.{field} is for prior='zipf', but prior is {self.prior!r}.")
-        if self.prior == "zipf" and self.zipf_exponent is None and self.feature_choice_start_step == 0:
-            raise ValueError(
-                f"{name}.zipf_exponent=None is to be fitted, but feature_choice_start_step=0 leaves no steps to"
-                " observe densities in: give zipf_exponent, or feature_choice_start_step > 0."
-            )
         if self.fits_law and self.d_sae < MIN_FEATURES:
             raise ValueError(
                 f"{name}.zipf_exponent and zipf_offset must be given for d_sae < {MIN_FEATURES}: no law can be fitted."
@@ -97,9 +93,10 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
 
     @property
     def fits_law(self) -> bool:
-        """Whether some of the law is fitted when Feature Choice starts."""
-        given = self.zipf_exponent is not None and self.zipf_offset is not None
-        return self.prior == "zipf" and self.feature_choice_start_step > 0 and not given
+        """Whether some of the law is fitted when Feature Choice starts; an offset alone only after a first phase."""
+        if self.prior != "zipf":
+            return False
+        return self.zipf_exponent is None or (self.zipf_offset is None and self.feature_choice_start_step > 0)
 
 
 class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
@@ -144,8 +141,12 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         self._choosing = step >= self.cfg.feature_choice_start_step
         if not self._choosing:
             super().prepare(step)
-        elif self.turn == 0:
+        elif self.turn == 0 and not self._has_nothing_to_fit:
             self._settle_law()
+
+    @property
+    def _has_nothing_to_fit(self) -> bool:
+        return self.cfg.fits_law and self.n_observed == 0
 
     def _settle_law(self) -> None:
         """Put the law in force by which features share the matches from now on."""
@@ -156,10 +157,24 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             law = ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
         self.set_law(law, cfg.k)
 
+    @uncompiled
+    def _settle_law_by(self, hidden_pre: Tensor) -> None:
+        """Fit the law to how Mutual Choice would share out this batch, for want of densities observed before."""
+        warnings.warn(
+            "Feature Choice starts without a phase to observe densities in: its Zipf law is fitted to the first batch,"
+            " of an untrained SAE. Give feature_choice_start_step > 0, or zipf_exponent.",
+            stacklevel=2,
+        )
+        counts = firing_counts(super().share_out(hidden_pre.detach())[0])
+        density = (counts / hidden_pre.shape[:-1].numel()).to(self.density.dtype)
+        self.set_law(fit_zipf(density, exponent=self.cfg.zipf_exponent, offset=self.cfg.zipf_offset), self.cfg.k)
+
     @override
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.choosing:
             return super().share_out(hidden_pre)
+        if self._has_nothing_to_fit and self.expected_by_rank() is None:
+            self._settle_law_by(hidden_pre)
         return feature_choice(hidden_pre, self._matches(self.budget(hidden_pre), hidden_pre.shape[:-1].numel()))
 
     @uncompiled

@@ -64,14 +64,11 @@ class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
         super().__post_init__()
         check_integer(self, "d_in", at_least=1)
         check_integer(self, "d_sae", at_least=1)
-        check_number(self, "k", positive=True)
-        check_number(self, "dying_fraction")
+        check_number(self, "k", positive=True, at_most=self.d_sae)
+        check_number(self, "dying_fraction", at_most=1)
         check_number(self, "aux_loss_coefficient")
-        check_number(self, "density_lr", positive=True)
-        check_number(self, "topk_threshold_lr", positive=True)
-        for field, most in (("k", self.d_sae), ("dying_fraction", 1), ("density_lr", 1), ("topk_threshold_lr", 1)):
-            if getattr(self, field) > most:
-                raise ValueError(f"{type(self).__name__}.{field} must be at most {most}, got {getattr(self, field)!r}.")
+        check_number(self, "density_lr", positive=True, at_most=1)
+        check_number(self, "topk_threshold_lr", positive=True, at_most=1)
         if self.use_sparse_activations:
             raise ValueError(f"{type(self).__name__}.use_sparse_activations must be False: activations are dense.")
         if self.normalize_activations not in _NORMALIZATIONS:

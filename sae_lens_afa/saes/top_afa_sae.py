@@ -5,6 +5,7 @@ The rule itself is in `sae_lens_afa.selection`, the loss term in `sae_lens_afa.f
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -30,8 +31,11 @@ from sae_lens_afa.saes._checks import (
     check_number,
     check_shape_fields,
 )
+from sae_lens_afa.saes._dead_latents import dead_latent_loss
+from sae_lens_afa.saes._matching import firing_counts
 from sae_lens_afa.saes._step import code, decode, encode
 from sae_lens_afa.saes._unit_norm import arm_unit_norm
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
 
 PAPER_AFA_COEFFICIENT = 1 / 32
 
@@ -88,6 +92,9 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         afa_warm_up_steps: Steps over which that weight rises linearly from 0.
         aux_loss_coefficient: Weight of the loss that has dead latents reconstruct the residual, in the same units.
         k_aux: Most dead latents per token that take part in it.
+        dying_fraction: Train latents that are under-used, too: those that fire less than this fraction of what a
+            Zipf law of the densities expects (see `sae_lens_afa.saes.aux_zipf`). 0, the paper's: dead ones only.
+        density_lr: Rate of the moving average of densities, which are tracked where `dying_fraction` is not 0.
         loss_reduction: "sum" over features, SAELens' scale: every term is d_in times the paper's.
             "mean": the paper's own.
         unit_norm_decoder: Keep decoder rows at norm 1 while training (see `sae_lens_afa.saes._unit_norm`).
@@ -106,6 +113,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
     afa_warm_up_steps: int = 0
     aux_loss_coefficient: float = 1 / 32
     k_aux: int = 512
+    dying_fraction: float = 0.0
+    density_lr: float = 0.01
     loss_reduction: Literal["sum", "mean"] = "sum"
     unit_norm_decoder: bool = True
     detach_aux_residual: bool = True
@@ -127,6 +136,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         check_integer(self, "afa_warm_up_steps", at_least=0)
         check_number(self, "aux_loss_coefficient")
         check_integer(self, "k_aux", at_least=1)
+        check_number(self, "dying_fraction", at_most=1)
+        check_number(self, "density_lr", positive=True, at_most=1)
         check_choice(self, "loss_reduction", ("sum", "mean"))
         if self.decoder_init_norm is not None:
             check_number(self, "decoder_init_norm", positive=True)
@@ -147,13 +158,16 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
 
 
-class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
+class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
-    for every model. `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
+    for every model. With a `dying_fraction` it has the buffers of `DensityTracking`.
+    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
     `afa_loss` and `auxiliary_reconstruction_loss`; `sae_out` is in the space of the raw input.
     """
+
+    _densities_are_optional = True
 
     @override
     def initialize_weights(self) -> None:
@@ -178,10 +192,12 @@ class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.normalized_input(step_input.sae_in)
+        self._refit_law(step_input.n_training_steps)
         feature_acts, hidden_pre, decoded = code(self, x)
         recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
+        self._observe(feature_acts.detach())
         return TrainStepOutput(
             sae_in=step_input.sae_in,
             sae_out=self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head),
@@ -197,34 +213,50 @@ class TopAFATrainingSAE(NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """The two terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
-        x = step_input.sae_in
-        coefficient = step_input.coefficients["afa"]
-        return {
-            "afa_loss": coefficient * self._loss_scale * afa_loss(feature_acts, x),
-            "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient
-            * self._loss_scale
-            * self._dead_latent_loss(step_input.dead_neuron_mask, feature_acts, hidden_pre, x - sae_out),
-        }
-
-    def _dead_latent_loss(
-        self, dead: Tensor | None, feature_acts: Tensor, hidden_pre: Tensor, residual: Tensor
-    ) -> Tensor:
-        """Mean squared error of the residual's reconstruction by the k_aux largest dead latents of each token."""
-        if dead is None or self.cfg.aux_loss_coefficient == 0:
-            return residual.new_zeros(())
-        index = dead.nonzero().squeeze(-1)
-        if len(index) == 0:
-            return residual.new_zeros(())
-        # The trainer's mask is from before this batch: what fires now is not dead. Masked, and not left out of the
-        # index: how many they are would be one more thing to wait for on an accelerator.
-        still_dead = (feature_acts.detach()[..., index] <= 0).flatten(0, -2).all(0)
-        acts = hidden_pre[..., index].relu() * still_dead
-        if len(index) > self.cfg.k_aux:
-            largest = acts.topk(self.cfg.k_aux, dim=-1, sorted=False)
-            acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
+        x, dead, residual = step_input.sae_in, step_input.dead_neuron_mask, step_input.sae_in - sae_out
         if self.cfg.detach_aux_residual:
             residual = residual.detach()
-        return (acts @ self.W_dec[index] - residual).square().mean() * still_dead.any()
+        aux_loss = residual.new_zeros(())
+        if dead is not None and self.cfg.aux_loss_coefficient > 0:
+            aux_loss = dead_latent_loss(dead, feature_acts, hidden_pre, residual, self.W_dec, self.cfg.k_aux)
+        if self.cfg.dying_fraction > 0:
+            aux_loss = aux_loss + self._under_used_latent_loss(dead, hidden_pre, residual)
+        return {
+            "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa_loss(feature_acts, x),
+            "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * self._loss_scale * aux_loss,
+        }
+
+    @uncompiled
+    def _under_used_latent_loss(self, dead: Tensor | None, hidden_pre: Tensor, residual: Tensor) -> Tensor:
+        """The same by latents that fire too rarely, no more of them on a token than are active on average."""
+        l0 = math.ceil(float(self.density.sum()))
+        return aux_zipf_loss(
+            self.under_used(dead),
+            hidden_pre,
+            residual,
+            self.W_dec,
+            coefficient=1 / self.cfg.d_in,
+            k_aux=min(max(l0, 1), self.cfg.k_aux),
+            scale_by_count=False,
+            positive_only=True,
+        )
+
+    @uncompiled
+    def _refit_law(self, trainer_step: int) -> None:
+        if self.cfg.dying_fraction > 0 and self.training:
+            # A checkpoint of SAELens counts one step less than was trained: the SAE's own count goes on as it was.
+            self.refit_law_if_due(max(trainer_step, self.n_observed))
+
+    @uncompiled
+    def _observe(self, feature_acts: Tensor) -> None:
+        if self.cfg.dying_fraction > 0 and self.training:
+            self.observe_densities(firing_counts(feature_acts), feature_acts.shape[:-1].numel())
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._tracked:
+            state_dict.pop(name, None)
 
     @property
     def _loss_scale(self) -> int:

@@ -71,6 +71,26 @@ def test_an_sae_of_any_architecture(client):
     assert done.last_line == "StandardSAE True ['.']"
 
 
+def test_the_choice_saes_are_pushed_as_jumprelu(client):
+    done = client.run("""
+        from sae_lens import SAE
+        x = torch.randn(64, 8)
+        size = {"d_in": 8, "d_sae": 32, "k": 3}
+        for sae in (
+            afa.MutualChoiceTrainingSAE(afa.MutualChoiceTrainingSAEConfig(**size)),
+            afa.FeatureChoiceTrainingSAE(afa.FeatureChoiceTrainingSAEConfig(**size)),
+        ):
+            name = sae.cfg.architecture()
+            afa.push_to_hub({name: sae}, "me/choices")
+            loaded = SAE.from_pretrained("me/choices", name)
+            print(type(loaded).__name__, torch.equal(loaded.encode(x), sae.eval().encode(x)))
+        print(afa.list_saes("me/choices"))
+    """)
+    assert done.output.strip().splitlines()[-3:] == [
+        "JumpReLUSAE True", "JumpReLUSAE True", "['feature_choice', 'mutual_choice']",
+    ]  # fmt: skip
+
+
 def test_dtype_and_device(client):
     done = client.run("""
         afa.push_to_hub({"half": make(dtype="bfloat16")}, "me/saes")

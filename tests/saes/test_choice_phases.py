@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import choice_reference as reference
 import pytest
@@ -91,3 +92,17 @@ def test_training_lowers_the_error_and_leaves_no_feature_dead():
     assert (last.feature_acts > 0).any(0).all()
     with torch.no_grad():
         assert (sae.eval().encode(torch.cat(batches[-20:])) > 0).any(0).all()
+
+
+def test_without_a_first_phase_the_law_is_that_of_mutual_choice_on_the_first_batch():
+    sae = build("feature_choice", prior="zipf").train()
+    with pytest.warns(UserWarning, match=r"fitted to the first batch, of an untrained SAE. Give feature_choice_start"):
+        out = step(sae, torch.randn(256, D_IN))
+    matched = reference.mutual_choice(out.hidden_pre.detach(), 4 * 256) > 0
+    law = fit_zipf(matched.sum(0) / 256)
+    torch.testing.assert_close(sae.zipf_law, torch.tensor([law.exponent, law.offset, 4.0]))
+    assert int((out.feature_acts > 0).sum()) <= 4 * 256
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(sae, torch.randn(256, D_IN), at=1)
+    assert float(sae.zipf_law[0]) == pytest.approx(law.exponent), "settled once"
