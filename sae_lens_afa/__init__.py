@@ -1,6 +1,6 @@
 """Sparse autoencoders that choose their own number of active features per token, as a plugin of SAELens.
 
-Importing this package registers the architecture "top_afa" with SAELens.
+Importing this package registers the architectures "top_afa", "mutual_choice" and "feature_choice" with SAELens.
 """
 
 from __future__ import annotations
@@ -25,6 +25,10 @@ from sae_lens_afa.interop import (
     jumprelu_report,
 )
 from sae_lens_afa.saes import (
+    FeatureChoiceTrainingSAE,
+    FeatureChoiceTrainingSAEConfig,
+    MutualChoiceTrainingSAE,
+    MutualChoiceTrainingSAEConfig,
     TopAFASAE,
     TopAFASAEConfig,
     TopAFATrainingSAE,
@@ -41,8 +45,12 @@ __all__ = [
     "AFAEvaluator",
     "AFAMetrics",
     "AFAResult",
+    "FeatureChoiceTrainingSAE",
+    "FeatureChoiceTrainingSAEConfig",
     "HubError",
     "JumpReLUReport",
+    "MutualChoiceTrainingSAE",
+    "MutualChoiceTrainingSAEConfig",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",

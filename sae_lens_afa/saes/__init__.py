@@ -12,6 +12,8 @@ from sae_lens.registry import (
 )
 from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
 
+from sae_lens_afa.saes.feature_choice_sae import FeatureChoiceTrainingSAE, FeatureChoiceTrainingSAEConfig
+from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.top_afa_sae import (
     TopAFASAE,
     TopAFASAEConfig,
@@ -20,6 +22,10 @@ from sae_lens_afa.saes.top_afa_sae import (
 )
 
 __all__ = [
+    "FeatureChoiceTrainingSAE",
+    "FeatureChoiceTrainingSAEConfig",
+    "MutualChoiceTrainingSAE",
+    "MutualChoiceTrainingSAEConfig",
     "TopAFASAE",
     "TopAFASAEConfig",
     "TopAFATrainingSAE",
@@ -36,6 +42,9 @@ def register_architectures() -> None:
     """
     _register_inference(TopAFASAEConfig.architecture(), TopAFASAE, TopAFASAEConfig)
     _register_training(TopAFATrainingSAEConfig.architecture(), TopAFATrainingSAE, TopAFATrainingSAEConfig)
+    # These two are saved as SAELens' own "jumprelu".
+    _register_training("mutual_choice", MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig)
+    _register_training("feature_choice", FeatureChoiceTrainingSAE, FeatureChoiceTrainingSAEConfig)
 
 
 def _register_inference(name: str, sae: type[SAE[Any]], config: type[SAEConfig]) -> None:

@@ -1,0 +1,204 @@
+"""Which tokens and features of a batch are matched, given how many matches there may be.
+
+Mutual Choice keeps the largest pre-activations of the whole batch, Feature Choice the largest of each feature
+(arXiv 2411.02124). Both come down to a cut: the value of the last match. It is found on the values alone, so
+nothing as large as the batch is ever sorted with its indices.
+
+Only positive pre-activations are matched, so fewer matches than allowed may be found. Among equal values at the
+cut the lowest index (of the batch, row by row; of the token) is matched first. NaN is passed through uncounted, so
+that it stays visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+__all__ = ["feature_choice", "firing_counts", "mutual_choice"]
+
+_SMALLEST = 2.0**-149  # positive float32
+_SAMPLES = 2**15
+
+
+def mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
+    """Keep the `n_matches` largest positive entries of the batch.
+
+    Args:
+        acts: Pre-activations, shape [..., d_sae], any floating dtype.
+        n_matches: Number of entries to keep, from 1 to that of all entries.
+
+    Returns:
+        `acts` with all other entries zeroed, and the cut, float32 []: the smallest value kept, or 0 where fewer
+        than `n_matches` entries are positive. The gradient is that of a constant mask.
+    """
+    return torch.ops.sae_lens_afa.mutual_choice(acts, n_matches)
+
+
+def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep the largest positive entries of each feature.
+
+    Args:
+        acts: Pre-activations, shape [..., d_sae], any floating dtype; what precedes d_sae are the tokens.
+        n_matches: Most tokens for each feature, int64 [d_sae], from 0 to the number of tokens.
+
+    Returns:
+        `acts` with all other entries zeroed, and the cuts, float32 [d_sae]: the smallest value kept of each
+        feature, 0 where fewer entries are positive than it may have, inf where it may have none. The gradient is
+        that of a constant mask.
+    """
+    return torch.ops.sae_lens_afa.feature_choice(acts, n_matches)
+
+
+@torch.no_grad()
+def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
+    """On how many tokens each feature of `acts` [..., d_sae] is larger than `above`, one or its own: int64 [d_sae]."""
+    rows = acts.reshape(-1, acts.shape[-1])
+    counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=acts.device)
+    for part in rows.split(_rows_per_block(rows)):
+        counts += (part > above).sum(0)
+    return counts
+
+
+def _rows_per_block(rows: Tensor) -> int:
+    """Chunked passes: on CPU through its caches, elsewhere in few launches; never a [tokens, d_sae] temporary."""
+    return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 16)
+
+
+def _on_cpu(rows: Tensor) -> bool:
+    return rows.device.type == "cpu"
+
+
+# ---- the cut
+
+
+def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
+    """The n-th largest entry of all if it is positive, else 0."""
+    blocks = rows.split(_rows_per_block(rows))
+    if not _on_cpu(rows):
+        goal = torch.full((1,), n_matches, device=rows.device)
+        return _bisect(goal, lambda value: torch.stack([(part >= value).sum() for part in blocks]).sum())[0]
+    # A sample says above which value the cut is almost sure to be: only the few entries above it are ordered.
+    positions = torch.randint(rows.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
+    sample = rows.reshape(-1)[positions].float().nan_to_num(0.0).clamp(min=0).sort(descending=True).values
+    expected = n_matches / rows.numel() * _SAMPLES
+    rank = int(expected + 4 * expected**0.5 + 8)
+    for floor in (float(sample[rank]) if rank < _SAMPLES else 0.0, 0.0):
+        above = np.concatenate([part[part > floor].float().numpy() for part in blocks])
+        if len(above) >= n_matches:
+            return torch.tensor(np.partition(above, len(above) - n_matches)[len(above) - n_matches])
+    return torch.zeros(())
+
+
+def _feature_cuts(rows: Tensor, n_matches: Tensor) -> Tensor:
+    """The m_i-th largest entry of each column if it is positive, else 0; inf where m_i = 0."""
+    n_tokens, d_sae = rows.shape
+    if not _on_cpu(rows):
+        blocks = rows.split(_rows_per_block(rows))
+        cuts = _bisect(n_matches, lambda value: torch.stack([(part >= value).sum(0) for part in blocks]).sum(0))
+        return torch.where(n_matches > 0, cuts, torch.inf)
+    place = (n_tokens - n_matches.numpy()).clip(0, n_tokens - 1)
+    cuts = np.empty(d_sae, dtype=np.float32)
+    step = max(1, 2**18 // n_tokens)
+    for start in range(0, d_sae, step):
+        part = rows[:, start : start + step].T
+        columns = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format).numpy()
+        np.fmax(columns, 0, out=columns)  # 0 for NaN too
+        columns.sort(axis=1)  # vectorised by numpy, and without indices
+        cuts[start : start + step] = columns[np.arange(len(columns)), place[start : start + step]]
+    return torch.where(n_matches > 0, torch.from_numpy(cuts), torch.inf)
+
+
+def _bisect(n_matches: Tensor, count_from: Callable[[Tensor], Tensor]) -> Tensor:
+    """The largest value that at least `n_matches` entries reach, bit by bit: floats >= 0 are ordered as their bits."""
+    bits = torch.zeros_like(n_matches, dtype=torch.int32)
+    for bit in reversed(range(31)):
+        trial = bits | (1 << bit)
+        bits = torch.where(count_from(trial.view(torch.float32)) >= n_matches, trial, bits)
+    return bits.view(torch.float32)
+
+
+# ---- what is kept
+
+
+def _keep_from(rows: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
+    """`rows` with all positive entries from the cut on, and how many of each column are; ties are all kept."""
+    # With an axis: a 0-d tensor would be rounded to the dtype of the rows before it is compared with them.
+    lowest = cut.clamp(min=_SMALLEST).reshape(-1)
+    out = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=rows.device)
+    step = _rows_per_block(rows)
+    for part, kept in zip(rows.split(step), out.split(step), strict=True):
+        kept.copy_(part).masked_fill_(part < lowest, 0)  # NaN is not smaller, and stays
+        counts += (part >= lowest).sum(0)
+    return out, counts
+
+
+def _drop_global_surplus(out: Tensor, cut: Tensor, surplus: int) -> None:
+    """Zero the last `surplus` entries that equal the cut."""
+    for part in reversed(out.split(_rows_per_block(out))):
+        if surplus <= 0:
+            return
+        last = (part == cut).nonzero()[-surplus:]
+        part[last[:, 0], last[:, 1]] = 0
+        surplus -= len(last)
+
+
+def _drop_feature_surplus(out: Tensor, cuts: Tensor, surplus: Tensor) -> None:
+    """Zero in each column the last `surplus` entries that equal its cut."""
+    for columns in (surplus > 0).nonzero().squeeze(1).split(max(1, out.shape[1] // 16)):
+        kept = out[:, columns]
+        equal = kept == cuts[columns]
+        from_last = equal.flip(0).cumsum(0, dtype=torch.int32).flip(0)
+        out[:, columns] = kept.masked_fill_(equal & (from_last <= surplus[columns]), 0)
+
+
+# Custom operators, so that torch.compile keeps its graph whole around the data-dependent selection.
+@torch.library.custom_op(
+    "sae_lens_afa::mutual_choice", mutates_args=(), schema="(Tensor acts, int n_matches) -> (Tensor, Tensor)"
+)
+def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
+    rows = acts.detach().reshape(-1, acts.shape[-1])
+    cut = _global_cut(rows, n_matches)
+    out, counts = _keep_from(rows, cut)
+    _drop_global_surplus(out, cut, int(counts.sum()) - n_matches)
+    return out.view(acts.shape), cut
+
+
+@torch.library.custom_op(
+    "sae_lens_afa::feature_choice", mutates_args=(), schema="(Tensor acts, Tensor n_matches) -> (Tensor, Tensor)"
+)
+def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
+    rows = acts.detach().reshape(-1, acts.shape[-1])
+    cuts = _feature_cuts(rows, n_matches)
+    out, counts = _keep_from(rows, cuts)
+    _drop_feature_surplus(out, cuts, counts - n_matches)
+    return out.view(acts.shape), cuts
+
+
+@_mutual_choice.register_fake
+def _like_one(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportUnusedFunction]  (torch keeps it)  # noqa: ARG001
+    return acts.new_empty(acts.shape), acts.new_empty((), dtype=torch.float32)
+
+
+@_feature_choice.register_fake
+def _like_each(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportUnusedFunction]  (torch keeps it)  # noqa: ARG001
+    return acts.new_empty(acts.shape), acts.new_empty(acts.shape[-1:], dtype=torch.float32)
+
+
+def _keep_output(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:  # noqa: ARG001  (torch's signature)
+    # The output is kept for the decoder's gradient anyway: the mask costs no memory.
+    ctx.save_for_backward(output[0])
+
+
+def _masked_gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+    (output,) = ctx.saved_tensors
+    return grad * (output > 0), None
+
+
+_mutual_choice.register_autograd(_masked_gradient, setup_context=_keep_output)
+_feature_choice.register_autograd(_masked_gradient, setup_context=_keep_output)

@@ -1,0 +1,233 @@
+"""Feature Choice: each feature takes its best tokens of a batch, so many as its share of the budget (arXiv 2411.02124).
+
+From the paper's text: a batch of B tokens has M = k * B matches; feature i has at most m_i of them, all features
+alike or by a Zipf law of densities; aux_zipf_loss; a first phase of training as Mutual Choice.
+
+This package's choices, since there is no public implementation:
+
+- The law is Zipf-Mandelbrot, given or fitted to the densities of the first phase (`sae_lens_afa.saes.zipf`). Which
+  feature has which rank follows the moving average of densities. In the second phase a feature's density is about
+  what its rank allows, so ranks mostly stay as the first phase left them; started without one, they are the order of
+  the features.
+- m_i are whole numbers that sum to M exactly: at least 1 where M >= d_sae; with smaller batches features take turns
+  (`allocate_matches`).
+- Only positive pre-activations are matched. What a feature cannot use is not given to others: it is counted.
+- Inference must not depend on the batch, so each feature has a threshold that is tracked while training and saved in
+  a JumpReLU SAE. A moving average of the cuts would not do: fewer than m values exceed the expected value of the m-th
+  of B (0.56 of them for m = 1 and an exponential tail), and it lags behind a changing SAE. The threshold is steered
+  instead: it rises by a small factor when more tokens of a batch exceed it than the feature is matched with, and falls
+  when fewer do. So it settles where a feature fires as often at inference as in training, whether or not it uses all
+  its matches, and also where it has less than one match per batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_afa.saes._checks import check_choice, check_integer, check_number
+from sae_lens_afa.saes._matching import feature_choice, firing_counts
+from sae_lens_afa.saes.aux_zipf import uncompiled
+from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
+from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, fit_zipf
+
+# The largest change of a threshold in one batch, in units of feature_threshold_lr.
+_LARGEST_STEP = 10
+
+
+@dataclass
+class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
+    """Configuration for training a Feature Choice SAE; it is saved for inference as a JumpReLU SAE.
+
+    Args:
+        k: Average number of matches per token: a batch of B tokens has round(k * B).
+        prior: How features share the matches: "uniform", all alike, or "zipf", by a Zipf law.
+        zipf_exponent: Exponent of that law; None fits it when Feature Choice starts.
+        zipf_offset: Its offset; None fits it, too, or takes 0 if there is nothing to fit it to.
+        feature_choice_start_step: Training steps as Mutual Choice before Feature Choice starts. 0: from the first.
+            A number of steps, because an SAE in SAELens' trainer does not know how many there will be.
+        feature_threshold_lr: Factor by which a threshold moves in a batch, if twice the tokens exceed it.
+        dying_fraction: A feature counts as under-used, and is trained on the residual, if its density is below this
+            fraction of what the law expects of its rank. 0: dead features only, as in SAELens.
+
+    Raises:
+        ValueError: a value outside its range, or a law to be fitted with no phase to observe densities in; the
+            message names the field and what to do.
+    """
+
+    prior: Literal["uniform", "zipf"] = "uniform"
+    zipf_exponent: float | None = None
+    zipf_offset: float | None = None
+    feature_choice_start_step: int = 0
+    feature_threshold_lr: float = 0.02
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "feature_choice"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        name = type(self).__name__
+        check_choice(self, "prior", ("uniform", "zipf"))
+        check_integer(self, "feature_choice_start_step", at_least=0)
+        check_number(self, "feature_threshold_lr", positive=True)
+        if self.feature_threshold_lr > 1 / _LARGEST_STEP:
+            raise ValueError(f"{name}.feature_threshold_lr must be at most 0.1, got {self.feature_threshold_lr!r}.")
+        for field in ("zipf_exponent", "zipf_offset"):
+            if getattr(self, field) is None:
+                continue
+            check_number(self, field)
+            if self.prior != "zipf":
+                raise ValueError(f"{name}.{field} is for prior='zipf', but prior is {self.prior!r}.")
+        if self.prior == "zipf" and self.zipf_exponent is None and self.feature_choice_start_step == 0:
+            raise ValueError(
+                f"{name}.zipf_exponent=None is to be fitted, but feature_choice_start_step=0 leaves no steps to"
+                " observe densities in: give zipf_exponent, or feature_choice_start_step > 0."
+            )
+        if self.fits_law and self.d_sae < MIN_FEATURES:
+            raise ValueError(
+                f"{name}.zipf_exponent and zipf_offset must be given for d_sae < {MIN_FEATURES}: no law can be fitted."
+            )
+
+    @property
+    def fits_law(self) -> bool:
+        """Whether some of the law is fitted when Feature Choice starts."""
+        given = self.zipf_exponent is not None and self.zipf_offset is not None
+        return self.prior == "zipf" and self.feature_choice_start_step > 0 and not given
+
+
+class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
+    """Feature Choice SAE, a Mutual Choice SAE until `feature_choice_start_step`.
+
+    Attributes:
+        feature_threshold: What a feature's activation has to exceed in eval mode and once saved, [d_sae].
+        n_choice_batches: Batches of Feature Choice so far. With the law, it says in which phase a resumed run is.
+    """
+
+    cfg: FeatureChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    feature_threshold: Tensor
+    n_choice_batches: Tensor
+    _tracked = (*MutualChoiceTrainingSAE._tracked, "feature_threshold", "n_choice_batches")
+
+    def __init__(self, cfg: FeatureChoiceTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        device = self.W_dec.device
+        self.register_buffer("feature_threshold", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
+        self.register_buffer("n_choice_batches", torch.zeros((), dtype=torch.int64, device=device))
+        # Derived from the buffers, as in DensityTracking.
+        self._n_choice_batches: int | None = None
+        self._choosing: bool | None = None
+        self._allocated: tuple[tuple[int, ...], Tensor] | None = None
+
+    @property
+    def choosing(self) -> bool:
+        """Whether features choose, rather than the batch as in Mutual Choice."""
+        if self._choosing is None:
+            self._choosing = self.cfg.feature_choice_start_step == 0 or self.turn > 0
+        return self._choosing
+
+    @property
+    def turn(self) -> int:
+        """Batches of Feature Choice so far."""
+        if self._n_choice_batches is None:
+            self._n_choice_batches = int(self.n_choice_batches)
+        return self._n_choice_batches
+
+    @override
+    def prepare(self, step: int) -> None:
+        self._choosing = step >= self.cfg.feature_choice_start_step
+        if not self._choosing:
+            super().prepare(step)
+        elif self.turn == 0:
+            self._settle_law()
+
+    def _settle_law(self) -> None:
+        """Put the law in force by which features share the matches from now on."""
+        cfg = self.cfg
+        if cfg.fits_law:
+            law = fit_zipf(self.density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
+        else:
+            law = ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
+        self.set_law(law, cfg.k)
+
+    @override
+    def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.choosing:
+            return super().share_out(hidden_pre)
+        return feature_choice(hidden_pre, self._matches(self.budget(hidden_pre), hidden_pre.shape[:-1].numel()))
+
+    @uncompiled
+    def _matches(self, n_matches: int, n_tokens: int) -> Tensor:
+        """m_i of this batch for each feature, int64 [d_sae]."""
+        if self.expected_by_rank() is None:
+            self._settle_law()
+        expected = self.expected_by_rank()
+        assert expected is not None
+        # With at least as many matches as features, all batches of one size share them out alike.
+        key = (n_matches, n_tokens, self.turn if n_matches < self.cfg.d_sae else 0)
+        if self._allocated is None or self._allocated[0] != key:
+            self._allocated = key, allocate_matches(expected, n_matches, n_tokens, turn=key[-1]).to(expected.device)
+        by_rank = self._allocated[1]
+        if self.cfg.prior == "uniform":
+            return by_rank
+        return torch.empty_like(by_rank).scatter_(0, self.features_by_density(), by_rank)
+
+    @override
+    @uncompiled
+    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        super().end_step(hidden_pre, counts)
+        if self.choosing:
+            self._steer_thresholds(hidden_pre, counts)
+
+    @torch.no_grad()
+    def _steer_thresholds(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        """Move each threshold towards where it is exceeded as often as the feature is matched, which is `counts`."""
+        assert self._cut is not None
+        cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
+        if self.turn == 0:
+            # A feature without a match in the first batch starts above all of it.
+            largest = hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float()
+            self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
+        else:
+            excess = firing_counts(hidden_pre, threshold) - counts
+            usual = (self.density * hidden_pre.shape[:-1].numel()).clamp(min=1)
+            change = self.cfg.feature_threshold_lr * (excess / usual).clamp(-_LARGEST_STEP, _LARGEST_STEP)
+            # From 0, where a factor moves nothing, by the same share of the cut.
+            self.feature_threshold = threshold + change * torch.where(threshold > 0, threshold, cut)
+        self._n_choice_batches = self.turn + 1
+        self.n_choice_batches.fill_(self._n_choice_batches)
+
+    @property
+    @override
+    def threshold(self) -> Tensor:
+        return self.feature_threshold if self.choosing else super().threshold
+
+    @override
+    def update_topk_threshold(self, acts_topk: Tensor) -> None:
+        if not self.choosing:
+            super().update_topk_threshold(acts_topk)
+
+    @override
+    def drop_caches(self) -> None:
+        super().drop_caches()
+        self._n_choice_batches = self._choosing = self._allocated = None
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.cfg.rescale_acts_by_decoder_norm:
+            # In units of hidden_pre * ||d_i||, as BatchTopK's threshold is.
+            self.feature_threshold /= scaling_factor
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        if self.choosing:
+            state_dict["threshold"] = self.feature_threshold.to(self.dtype)

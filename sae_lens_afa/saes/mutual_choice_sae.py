@@ -1,0 +1,194 @@
+"""Mutual Choice: the M = k * B largest pre-activations of a batch of B tokens, whichever they are (arXiv 2411.02124).
+
+The paper's text gives the budget and that there is no further constraint. That is what SAELens' BatchTopK does, so
+this is a subclass of it, with the same parameters, threshold and saved form. What differs:
+
+- The budget is rounded, where BatchTopK truncates k * B; equal values at the cut are matched lowest index first.
+- The auxiliary loss is aux_zipf_loss: it also trains features that fire far less than a Zipf law of the densities
+  expects (see `sae_lens_afa.saes.aux_zipf`). With `dying_fraction=0` it is BatchTopK's.
+- The threshold starts from the first batch instead of from 0, so that it is right from the start.
+- In eval mode a token's code does not depend on the batch: the tracked threshold decides, as it does in the saved
+  model. In training mode the batch shares out its budget. It is as with batch normalisation.
+- The auxiliary loss works under layer_norm, where SAELens' raises once a feature is dead.
+
+These are this package's choices; the paper has no public implementation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_afa.saes._checks import check_integer, check_number
+from sae_lens_afa.saes._matching import firing_counts, mutual_choice
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
+
+_NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "covariance_whitening")
+
+
+@dataclass
+class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
+    """Configuration for training a Mutual Choice SAE; it is saved for inference as a JumpReLU SAE.
+
+    Args:
+        k: Average number of matches per token: a batch of B tokens has round(k * B).
+        dying_fraction: A feature counts as under-used, and is trained on the residual, if its density is below this
+            fraction of what the fitted Zipf law expects of its rank. 0: dead features only, as in SAELens.
+        density_lr: Rate of the moving average of densities, from which the law is fitted every 1 / density_lr steps.
+        aux_loss_coefficient: Weight of the auxiliary loss.
+        topk_threshold_lr: Rate of the moving average of the threshold, from 1 / (number of batches) down to this.
+        rescale_acts_by_decoder_norm: Choose by, and give, activations times the norms of the decoder rows.
+
+    Raises:
+        ValueError: a value outside its range; the message names the field and what it may be.
+    """
+
+    dying_fraction: float = 0.1
+    density_lr: float = 0.01
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "mutual_choice"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_integer(self, "d_in", at_least=1)
+        check_integer(self, "d_sae", at_least=1)
+        check_number(self, "k", positive=True)
+        check_number(self, "dying_fraction")
+        check_number(self, "aux_loss_coefficient")
+        check_number(self, "density_lr", positive=True)
+        check_number(self, "topk_threshold_lr", positive=True)
+        for field, most in (("k", self.d_sae), ("dying_fraction", 1), ("density_lr", 1), ("topk_threshold_lr", 1)):
+            if getattr(self, field) > most:
+                raise ValueError(f"{type(self).__name__}.{field} must be at most {most}, got {getattr(self, field)!r}.")
+        if self.use_sparse_activations:
+            raise ValueError(f"{type(self).__name__}.use_sparse_activations must be False: activations are dense.")
+        if self.normalize_activations not in _NORMALIZATIONS:
+            raise ValueError(
+                f"{type(self).__name__}.normalize_activations={self.normalize_activations!r} is not supported:"
+                f" use one of {', '.join(map(repr, _NORMALIZATIONS))}."
+            )
+
+
+class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
+    """Mutual Choice SAE: parameters of SAELens' BatchTopK, and the state of `DensityTracking`.
+
+    In training mode a batch shares out its matches; in eval mode, and once saved, the tracked threshold decides.
+    `training_forward_pass` adds to BatchTopK's figures the number of matches that found no positive pre-activation
+    (`unused_matches`), the number of features that the auxiliary loss trains, and the law.
+    """
+
+    cfg: MutualChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    _tracked = (*DensityTracking._tracked, "topk_threshold")
+
+    def __init__(self, cfg: MutualChoiceTrainingSAEConfig, use_error_term: bool = False) -> None:
+        super().__init__(cfg, use_error_term)
+        self._cut: Tensor | None = None
+        self._under_used: Tensor | None = None
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return self.match
+
+    def match(self, hidden_pre: Tensor) -> Tensor:
+        """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
+        if not self.training:
+            return torch.where(hidden_pre <= self.threshold, 0, hidden_pre)  # NaN stays visible
+        acts, cut = self.share_out(hidden_pre)
+        self._cut = cut.detach()
+        return acts
+
+    def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch's matches, and the cut: see `sae_lens_afa.saes._matching`."""
+        return mutual_choice(hidden_pre, self.budget(hidden_pre))
+
+    def budget(self, hidden_pre: Tensor) -> int:
+        """Matches that the batch has.
+
+        Raises:
+            ValueError: none, because it is too small.
+        """
+        n_tokens = hidden_pre.shape[:-1].numel()
+        budget = round(self.cfg.k * n_tokens)
+        if budget < 1:
+            raise ValueError(
+                f"a batch of {n_tokens} tokens has no matches at k = {self.cfg.k}: take larger batches, or call"
+                " eval() on the SAE, with which codes do not depend on the batch."
+            )
+        return budget
+
+    @property
+    def threshold(self) -> Tensor:
+        """What an activation has to exceed in eval mode, [1] or [d_sae]."""
+        return self.topk_threshold.float().reshape(1)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        if not self.training:
+            return super().training_forward_pass(step_input)
+        self.begin_step(step_input.n_training_steps)
+        output = super().training_forward_pass(step_input)
+        counts = firing_counts(output.feature_acts.detach())
+        self.end_step(output.hidden_pre.detach(), counts)
+        output.metrics["unused_matches"] = self.budget(output.hidden_pre) - counts.sum()
+        output.metrics["under_used_features"] = 0 if self._under_used is None else self._under_used.sum()
+        if self.expected_by_rank() is not None:
+            output.metrics |= {"zipf_exponent": self.zipf_law[0], "zipf_offset": self.zipf_law[1]}
+        return output
+
+    @uncompiled
+    def begin_step(self, trainer_step: int) -> None:
+        """What is due before a batch is encoded, at the step that the trainer says."""
+        # A checkpoint of SAELens counts one step less than was trained: the SAE's own count goes on as it was.
+        self.prepare(max(trainer_step, self.n_observed))
+
+    def prepare(self, step: int) -> None:
+        """What is due before the batch of step `step`."""
+        self.refit_law_if_due(step)
+
+    @uncompiled
+    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
+        """What is tracked of a batch: its pre-activations [..., d_sae], and on how many tokens each feature fired."""
+        self.observe_densities(counts, hidden_pre.shape[:-1].numel())
+
+    @override
+    @uncompiled
+    @torch.no_grad()
+    def update_topk_threshold(self, acts_topk: Tensor) -> None:
+        if self.training and self._cut is not None:
+            rate = max(self.cfg.topk_threshold_lr, 1 / (self.n_observed + 1))
+            self.topk_threshold.lerp_(self._cut.to(self.topk_threshold.dtype), rate)
+
+    @override
+    def calculate_aux_loss(
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        """aux_zipf_loss, in the space of the raw input, where SAELens takes the MSE."""
+        x = step_input.sae_in
+        self._under_used = self.under_used(step_input.dead_neuron_mask)
+        loss = aux_zipf_loss(
+            self._under_used,
+            hidden_pre,
+            (x - sae_out).detach(),
+            self.W_dec,
+            coefficient=self.cfg.aux_loss_coefficient,
+            rescale_acts_by_decoder_norm=self.cfg.rescale_acts_by_decoder_norm,
+            token_scale=x.std(-1, keepdim=True) if self.cfg.normalize_activations == "layer_norm" else None,
+        )
+        return {"auxiliary_reconstruction_loss": loss}
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._tracked:
+            state_dict.pop(name, None)

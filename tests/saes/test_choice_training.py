@@ -1,0 +1,296 @@
+"""mutual_choice and feature_choice in SAELens' runners, through both phases and resumed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from choice_helpers import D_IN, D_SAE, VARIANTS, build, l0, step, train
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+    TrainingSAE,
+)
+from sae_lens.llm_sae_training_runner import _parse_cfg_args
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
+
+from sae_lens_afa import FeatureChoiceTrainingSAEConfig, MutualChoiceTrainingSAEConfig, evaluate_activations
+from sae_lens_afa.runner import InterruptibleTrainingRunner
+from sae_lens_afa.saes.zipf import fit_zipf
+
+HOOK = "blocks.1.hook_resid_pre"
+CONFIGS = {
+    "mutual_choice": (MutualChoiceTrainingSAEConfig, {"density_lr": 0.25}),
+    "feature_choice": (FeatureChoiceTrainingSAEConfig, {}),
+    "feature_choice zipf": (
+        FeatureChoiceTrainingSAEConfig,
+        {"prior": "zipf", "feature_choice_start_step": 5, "density_lr": 0.25},
+    ),
+}
+ALL = pytest.mark.parametrize("name", CONFIGS)
+
+
+def sae_config(name: str, **overrides):
+    config, settings = CONFIGS[name]
+    return config(**{"d_in": 192, "d_sae": 256, "k": 8, **settings, **overrides})
+
+
+def runner_config(folder: Path, sae, *, steps: int = 12, **overrides):
+    """A run without a mixing buffer, so that a resumed one sees the batches that it would have seen."""
+    settings = {
+        "sae": sae,
+        "model_name": "kjv_gpt2",
+        "hook_name": HOOK,
+        "is_dataset_tokenized": False,
+        "streaming": False,
+        "context_size": 32,
+        "training_tokens": steps * 128,
+        "train_batch_size_tokens": 128,
+        "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4,
+        "activations_mixing_fraction": 0.0,
+        "n_batches_for_norm_estimate": 2,
+        "dead_feature_window": 2,
+        "lr": 1e-3,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": str(folder / "checkpoints"),
+        "output_path": str(folder / "out"),
+        "verbose": False,
+        **overrides,
+    }
+    return LanguageModelSAERunnerConfig(**settings)
+
+
+@ALL
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "expected_average_only_in"])
+def test_trains_in_the_language_model_runner_and_loads_as_jumprelu(tmp_path, model, dataset, name, normalize):
+    cfg = runner_config(tmp_path, sae_config(name, normalize_activations=normalize))
+    trained = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert isinstance(loaded, JumpReLUSAE)
+    assert loaded.cfg.metadata.training_architecture == name.split()[0]
+    x = model.run_with_cache(model.to_tokens("In the beginning God created the heaven"))[1][HOOK]
+    torch.testing.assert_close(loaded(x), trained.eval()(x), atol=1e-4, rtol=1e-4)
+    assert l0(loaded.encode(x)) > 0
+
+
+@pytest.fixture(scope="module")
+def rows(model, dataset) -> Dataset:
+    """Text in rows of just one context: SAELens resumes at a row, and what it has read of it is lost."""
+    tokens = torch.cat([model.to_tokens(text)[0] for text in dataset["text"]])
+    return Dataset.from_dict({"tokens": tokens[: len(tokens) // 32 * 32].view(-1, 32).tolist()})
+
+
+@pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, InterruptibleTrainingRunner])
+@pytest.mark.parametrize("name", ["mutual_choice", "feature_choice zipf"])
+def test_a_run_resumed_in_either_phase_continues_as_if_not_interrupted(tmp_path, model, rows, name, runner):
+    whole_cfg = runner_config(tmp_path / "whole", sae_config(name), n_checkpoints=3, is_dataset_tokenized=True)
+    whole = runner(whole_cfg, override_model=model, override_dataset=rows).run()
+    checkpoints = sorted(Path(whole_cfg.checkpoint_path).iterdir(), key=lambda path: int(path.name))
+    # Checkpoints are after 4, 7 and 10 batches; Feature Choice starts with the sixth.
+    assert [int(path.name) // 128 for path in checkpoints] == [4, 7, 10]
+    assert len(TrainingSAE.load_from_disk(checkpoints[0]).zipf_law) == 3
+    for checkpoint in checkpoints:
+        cfg = runner_config(
+            tmp_path / checkpoint.name,
+            sae_config(name),
+            is_dataset_tokenized=True,
+            resume_from_checkpoint=str(checkpoint),
+        )
+        resumed = runner(cfg, override_model=model, override_dataset=rows).run()
+        for key, value in whole.state_dict().items():
+            assert torch.equal(resumed.state_dict()[key], value), (checkpoint.name, key)
+
+
+@ALL
+def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch, name):
+    logged: list[dict] = []
+    monkeypatch.setattr("wandb.log", lambda data, step=None: logged.append(data))
+    monkeypatch.setattr("wandb.init", lambda **_: None)
+    monkeypatch.setattr("wandb.log_artifact", lambda *_, **__: None)
+    logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=4, eval_every_n_wandb_logs=3)
+    cfg = runner_config(tmp_path, sae_config(name), logger=logger, n_eval_batches=1)
+    LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    last = [entry for entry in logged if "metrics/unused_matches" in entry][-1]
+    assert last["metrics/unused_matches"] == 8 * 128 - round(last["metrics/l0"] * 128)
+    assert {"metrics/under_used_features", "metrics/zipf_exponent", "metrics/zipf_offset"} <= set(last)
+    assert any("ce_loss_score" in entry.get("model_performance_preservation", {}) for entry in logged)
+
+
+def test_trains_beside_each_other_on_one_forward(tmp_path, model, dataset):
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={name: sae_config(name) for name in CONFIGS},
+        hook_names=HOOK,
+        model_name="kjv_gpt2",
+        streaming=False,
+        context_size=32,
+        training_tokens=12 * 128,
+        train_batch_size_tokens=128,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=4,
+        n_checkpoints=1,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=str(tmp_path / "checkpoints"),
+        output_path=str(tmp_path / "out"),
+    )
+    saes = MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    x = torch.randn(40, 192)
+    for name, sae in saes.items():
+        loaded = SAE.load_from_disk(tmp_path / "out" / name)
+        torch.testing.assert_close(loaded(x), sae.eval()(x), atol=1e-4, rtol=1e-4)
+    (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
+    cfg.resume_from_checkpoint = str(checkpoint)
+    MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+
+
+@ALL
+def test_trains_on_saelens_synthetic_data_and_finds_as_many_features_on_new_data(tmp_path, name):
+    cfg = SyntheticSAERunnerConfig(
+        synthetic_model=SyntheticModelConfig(num_features=64, hidden_dim=24, std_firing_magnitudes=0.2, bias=False),
+        sae=sae_config(name, d_in=24, d_sae=64, k=3, density_lr=0.05, feature_choice_start_step=100)
+        if "zipf" in name
+        else sae_config(name, d_in=24, d_sae=64, k=3),
+        training_samples=128 * 800,
+        batch_size=128,
+        lr=1e-3,
+        lr_decay_steps=200,
+        eval_samples=10_000,
+        feature_sampling_window=100,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        output_path=str(tmp_path),
+    )
+    result = SyntheticSAERunner(cfg).run()
+    assert result.final_eval.sae_l0 == pytest.approx(result.sae.cfg.metadata.l0, rel=0.1)
+    assert result.final_eval.explained_variance > 0.5
+    assert isinstance(SAE.load_from_disk(tmp_path), JumpReLUSAE)
+
+
+@pytest.mark.parametrize("name", ["mutual_choice", "feature_choice zipf"])
+def test_works_at_hook_z_and_in_a_hooked_model(tmp_path, model, dataset, name):
+    hook = "blocks.1.attn.hook_z"
+    cfg = runner_config(tmp_path, sae_config(name, reshape_activations="hook_z"), hook_name=hook)
+    LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    sae = SAE.load_from_disk(tmp_path / "out")
+    tokens = model.to_tokens("And God saw the light")
+    _, cache = model.run_with_cache_with_saes(tokens, saes=[sae])
+    assert cache[f"{hook}.hook_sae_acts_post"].shape == (*tokens.shape, 256)
+    assert sae(model.run_with_cache(tokens)[1][hook]).shape == (*tokens.shape, 6, 32)
+
+
+@ALL
+def test_is_judged_while_it_trains_and_once_it_is_saved(tmp_path, model, dataset, name):
+    cfg = runner_config(tmp_path, sae_config(name))
+    trained = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    x = torch.randn(512, 192)
+    # A training SAE's activations carry the decoder norm, those of what is saved do not: the figures agree.
+    ours = evaluate_activations(trained.eval(), x).to_dict()
+    saved = evaluate_activations(SAE.load_from_disk(tmp_path / "out"), x).to_dict()
+    for figure in ("l0_mean", "explained_variance", "norm_ratio_median", "epsilon_lbo_median"):
+        assert ours[figure] == pytest.approx(saved[figure], rel=1e-3), figure
+
+
+def test_the_command_line_takes_the_fields_as_flags():
+    flags = ["--model_name", "gpt2", "--d_in", "768", "--d_sae", "1024", "--k", "12.5", "--dying_fraction", "0.2"]
+    cfg = _parse_cfg_args(["--architecture", "mutual_choice", *flags]).sae
+    assert isinstance(cfg, MutualChoiceTrainingSAEConfig)
+    assert (cfg.k, cfg.dying_fraction) == (12.5, 0.2)
+    zipf = ["--prior", "zipf", "--zipf_exponent", "1.1", "--zipf_offset", "3", "--feature_choice_start_step", "0"]
+    cfg = _parse_cfg_args(["--architecture", "feature_choice", *flags, *zipf]).sae
+    assert isinstance(cfg, FeatureChoiceTrainingSAEConfig)
+    assert (cfg.k, cfg.prior, cfg.zipf_exponent, cfg.zipf_offset) == (12.5, "zipf", 1.1, 3.0)
+    fitted = _parse_cfg_args(
+        ["--architecture", "feature_choice", *flags, "--prior", "zipf", "--feature_choice_start_step", "100"]
+    ).sae
+    assert (fitted.zipf_exponent, fitted.feature_choice_start_step) == (None, 100)
+
+
+# ---- phases
+
+
+def test_feature_choice_starts_at_its_step_with_the_law_of_the_first_phase():
+    sae = build("feature_choice late", density_lr=0.2)
+    twin = build("mutual_choice", density_lr=0.2)
+    twin.load_state_dict({k: v for k, v in sae.state_dict().items() if k in twin.state_dict()})
+    for at in range(3):
+        x = torch.randn(30, D_IN)
+        assert torch.equal(step(sae, x, at).feature_acts, step(twin, x, at).feature_acts)
+    assert torch.equal(sae.topk_threshold, twin.topk_threshold)
+    expected = fit_zipf(sae.density)
+    out = step(sae, torch.randn(30, D_IN), 3)
+    assert sae.zipf_law.tolist() == pytest.approx([expected.exponent, expected.offset, 4.0], rel=1e-6)
+    per_feature = (out.feature_acts > 0).sum(0)
+    assert torch.equal(sae.topk_threshold, twin.topk_threshold)
+    # From now on the law stands.
+    law = sae.zipf_law.clone()
+    train(sae, [torch.randn(30, D_IN) for _ in range(12)], start=4)
+    assert torch.equal(sae.zipf_law, law)
+    assert per_feature.max() <= 30
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"prior": "zipf", "zipf_exponent": 0.7}, (0.7, None)),
+        ({"prior": "zipf", "zipf_offset": 6.0}, (None, 6.0)),
+        ({"prior": "zipf", "zipf_exponent": 0.7, "zipf_offset": 6.0}, (0.7, 6.0)),
+        ({"prior": "uniform"}, (0.0, 0.0)),
+    ],
+)
+def test_what_the_config_gives_of_the_law_is_not_fitted(settings, expected):
+    sae = build("feature_choice late", **settings)
+    train(sae, [torch.randn(30, D_IN) for _ in range(5)])
+    for found, given in zip(sae.zipf_law.tolist(), expected, strict=False):
+        assert given is None or found == pytest.approx(given)
+    fitted = fit_zipf(sae.density, exponent=expected[0], offset=expected[1])
+    assert fitted.exponent >= 0
+
+
+def test_a_law_that_cannot_be_fitted_is_one_clear_error():
+    sae = build("feature_choice late")
+    sae.b_enc.data.fill_(-100)
+    train(sae, [torch.randn(30, D_IN) for _ in range(3)])
+    with pytest.raises(ValueError, match="at least 3 features that fire, 0 of 40 do: observe more tokens, or give"):
+        step(sae, torch.randn(30, D_IN), 3)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_a_checkpoint_continues_exactly(tmp_path, variant, stop):
+    batches = [torch.randn(30, D_IN) for _ in range(9)]
+    whole = build(variant, density_lr=0.3, dying_fraction=0.5)
+    optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
+    train(whole, batches[:stop], optimizer)
+    whole.save_model(tmp_path)
+    saved = copy.deepcopy(optimizer.state_dict())
+    train(whole, batches[stop:], optimizer, start=stop)
+    resumed = build(variant, density_lr=0.3, dying_fraction=0.5)
+    other = torch.optim.Adam(resumed.parameters(), lr=0.01)
+    other.load_state_dict(saved)
+    resumed.load_weights_from_checkpoint(tmp_path)
+    # One step less, as SAELens' trainer counts after a resume.
+    train(resumed, batches[stop:], other, start=stop - 1)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_training_lowers_the_error_and_leaves_no_feature_dead():
+    torch.manual_seed(1)
+    directions = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=-1)
+    batches = [((torch.rand(256, D_SAE) < 0.05) * (1 + torch.rand(256, D_SAE))) @ directions for _ in range(400)]
+    sae = build("feature_choice", k=2)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
+    first = train(sae, batches[:1], optimizer)
+    last = train(sae, batches[1:], optimizer, start=1)
+    assert last.losses["mse_loss"] < 0.5 * first.losses["mse_loss"]
+    assert (last.feature_acts > 0).any(0).all()
+    with torch.no_grad():
+        assert (sae.eval().encode(torch.cat(batches[-20:])) > 0).any(0).all()
