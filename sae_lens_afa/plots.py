@@ -171,7 +171,7 @@ def l0_plot(
                 [row["loss"] for row in line],
                 label=name,
                 color=SERIES_COLORS[i % len(SERIES_COLORS)],
-                marker=axes_of.MARKERS[i % len(axes_of.MARKERS)],
+                marker=axes_of.MARKERS[(i + i // len(SERIES_COLORS)) % len(axes_of.MARKERS)],
                 markersize=5.5,
                 markeredgecolor="white",
                 markeredgewidth=0.6,

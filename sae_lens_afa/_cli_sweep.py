@@ -1,0 +1,44 @@
+"""The verbs of `sae-lens-afa sweep`: comparisons of architectures, each with tables, plots and a report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+sweep = typer.Typer(no_args_is_help=True, help="Compare architectures over grids of settings and several seeds.")
+_OUTPUT = typer.Option(help="Folder; a sweep that was stopped goes on there.")
+_GRID = typer.Option(
+    help="ARCHITECTURE:FIELD=V,V[;FIELD=V...], any registered architecture; may be given several times. In place of"
+    " the preset's."
+)
+_SEED = typer.Option(help="May be given several times. Default: the preset's.")
+_STEPS = typer.Option(help="Training steps. Default: the preset's.")
+_DEVICE = typer.Option(help="cpu, cuda, ...")
+
+
+# The sweeps are imported where they run: `sae_lens.synthetic` and the statistics take seconds.
+@sweep.command("ground-truth")
+def ground_truth(
+    output: Annotated[Path, _OUTPUT] = Path("runs/ground-truth"),
+    preset: Annotated[str, typer.Option(help="quick (minutes), full (hours) or tiny (a test).")] = "quick",
+    world: Annotated[list[str] | None, typer.Option(help="Data; may be given several times.")] = None,
+    grid: Annotated[list[str] | None, _GRID] = None,
+    seed: Annotated[list[int] | None, _SEED] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    device: Annotated[str, _DEVICE] = "cpu",
+) -> None:
+    """Does it find the right features? Train on synthetic data whose features are known."""
+    from sae_lens_afa.experiments import Arm, ground_truth_sweep
+    from sae_lens_afa.experiments.command import run_command
+
+    arms = [Arm.parse(text) for text in grid or ()]
+    chosen = ground_truth_sweep(preset, worlds=world or (), arms=arms, seeds=seed or (), steps=steps, device=device)
+    print(run_command(chosen, output, _command()))
+
+
+def _command() -> str:
+    return shlex.join(["sae-lens-afa", *sys.argv[1:]])
