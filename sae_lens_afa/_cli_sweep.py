@@ -40,5 +40,30 @@ def ground_truth(
     print(run_command(chosen, output, _command()))
 
 
+@sweep.command()
+def paper(
+    output: Annotated[Path, _OUTPUT] = Path("runs/paper"),
+    preset: Annotated[
+        str, typer.Option(help="paper (GPT-2 small; for a GPU), demo (the bundled model, minutes) or tiny (a test).")
+    ] = "paper",
+    layer: Annotated[list[int] | None, typer.Option(help="Of resid_pre; may be given several times.")] = None,
+    grid: Annotated[list[str] | None, _GRID] = None,
+    seed: Annotated[list[int] | None, _SEED] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file in place of OpenWebText.")] = None,
+    saes_per_group: Annotated[int | None, typer.Option(help="Most SAEs trained side by side.")] = None,
+    device: Annotated[str, _DEVICE] = "cpu",
+) -> None:
+    """The AFA paper's comparison: layers x top-AFA, TopK and BatchTopK over their grids."""
+    from sae_lens_afa.experiments import Arm, paper_sweep
+    from sae_lens_afa.experiments.command import run_command
+
+    chosen = paper_sweep(
+        preset, layers=layer or (), arms=[Arm.parse(text) for text in grid or ()], seeds=seed or (), steps=steps,
+        dataset=dataset, saes_per_group=saes_per_group, device=device,
+    )  # fmt: skip
+    print(run_command(chosen, output, _command()))
+
+
 def _command() -> str:
     return shlex.join(["sae-lens-afa", *sys.argv[1:]])

@@ -187,7 +187,7 @@ def l0_plot(
     figure.supxlabel("active features per token (L0)", fontsize=10)
     figure.supylabel(loss_label or (loss if isinstance(data, Mapping) else "loss"), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4 if columns > 1 else 2, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().frontier(by_layer, architectures, d_in, title, path))
     return figure
 

@@ -8,14 +8,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.saes.sae import SAE
+from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa._support import check_device
 from sae_lens_afa.experiments.arms import Arm, check_arms
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
-from sae_lens_afa.experiments.measures import afa_figures, reconstruction_figures
+from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures
 from sae_lens_afa.experiments.report import Plot
 from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
 from sae_lens_afa.experiments.statistics import Criterion
@@ -93,22 +93,24 @@ class GroundTruthSweep(Sweep):
     @override
     def groups(self) -> list[Group]:
         runs = [run for arm in self.arms for run in arm.runs()]
-        return [Group(f"{world}-seed{seed}", world, seed, runs) for world in self.worlds for seed in self.seeds]
+        return [
+            Group(f"{world}-seed{seed}", seed, [(world, run) for run in runs])
+            for world in self.worlds
+            for seed in self.seeds
+        ]
 
     @override
     def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
-        world, model = WORLDS[group.stream], made(group.stream)
-        d_in, d_sae = world.hidden_dim, world.num_features
-        saes = {run.name: build(run, d_in, d_sae, group.seed, self.device) for run in group.runs}
-        batches = samples(model, self.training.batch_size, group.seed)
-        streams = dict.fromkeys(saes, group.stream)
-        trained = train_together(
-            saes, streams, ({group.stream: x} for x in batches), self.training, self.device, advance
-        )
+        name, seed = group.members[0][0], group.seed
+        world, model = WORLDS[name], made(name)
+        runs = [run for _, run in group.members]
+        saes = {run.name: build(run, world.hidden_dim, world.num_features, seed, self.device) for run in runs}
+        batches = ({name: batch} for batch in samples(model, self.training.batch_size, seed))
+        trained = train_together(saes, dict.fromkeys(saes, name), batches, self.training, self.device, advance)
         test = self._test_data(model)
         return [
-            measured_row(group, run, trained[run.name], lambda sae: self._measure(sae, model, test))
-            for run in group.runs
+            measured_row(name, seed, run, trained[run.name], lambda sae: self._measure(sae, model, test))
+            for run in runs
         ]
 
     def _test_data(self, model: SyntheticModel) -> Tensor:
@@ -116,9 +118,10 @@ class GroundTruthSweep(Sweep):
         with OwnRandom(_TEST_SEED)():
             return torch.cat([model.sample(size) for size in sizes])
 
-    def _measure(self, sae: SAE[Any], model: SyntheticModel, test: Tensor) -> dict[str, Any]:
+    def _measure(self, trained: TrainingSAE[Any], model: SyntheticModel, test: Tensor) -> dict[str, Any]:
         from sae_lens.synthetic import eval_sae_on_synthetic_data
 
+        sae = inference_sae(trained)
         with OwnRandom(_TEST_SEED)():  # the same samples as `test`, with their features
             scores = eval_sae_on_synthetic_data(
                 sae, model.feature_dict, model.activation_generator, self.test_tokens, _TEST_BATCH

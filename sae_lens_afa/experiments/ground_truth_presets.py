@@ -23,13 +23,12 @@ class Preset:
 
 
 def _arms(dense: bool) -> tuple[Arm, ...]:
-    ks = (2, 3, 4, 6, 8, 12) if dense else (3, 6)
     return (
         Arm("standard", "l1_coefficient", (0.03, 0.1, 0.3, 1.0) if dense else (0.1,)),
-        Arm("topk", "k", ks),
-        Arm("batchtopk", "k", ks if dense else (3,)),
-        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1, 0.3) if dense else (0.03,)),
-        Arm("mutual_choice", "k", (2, 3, 4, 6) if dense else (3,)),
+        Arm("topk", "k", (2, 3, 4, 6, 8) if dense else (3, 6)),
+        Arm("batchtopk", "k", (3, 4, 6, 8) if dense else (3,)),
+        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1) if dense else (0.03,)),
+        Arm("mutual_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,)),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32, 1 / 8) if dense else (1 / 32,), _TOP_AFA),
         Arm("top_afa", "afa_coefficient", (1 / 32,), {"normalize_activations": "none"}, "top_afa, raw"),
@@ -41,7 +40,7 @@ PRESETS = {
         worlds=("zipf-4x",),
         arms=_arms(dense=False),
         training=Training(
-            steps=1200, batch_size=256, lr=2e-3, dead_feature_window=100, lr_warm_up_steps=50, lr_decay_steps=300
+            steps=1000, batch_size=256, lr=2e-3, dead_feature_window=100, lr_warm_up_steps=50, lr_decay_steps=300
         ),
         seeds=(0, 1, 2),
         test_tokens=16_384,
@@ -50,7 +49,7 @@ PRESETS = {
         worlds=("zipf-2x", "zipf-4x", "zipf-8x", "correlated", "hierarchical"),
         arms=_arms(dense=True),
         training=Training(
-            steps=4000, batch_size=256, lr=1e-3, dead_feature_window=200, lr_warm_up_steps=100, lr_decay_steps=1000
+            steps=2500, batch_size=256, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=600
         ),
         seeds=(0, 1, 2),
         test_tokens=32_768,

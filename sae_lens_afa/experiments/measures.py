@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
 from typing import Any
@@ -39,11 +40,25 @@ def mdl_bits(l0: float, d_sae: int, value_bits: float = VALUE_BITS) -> float:
     return l0 * (value_bits + math.log2(d_sae))
 
 
-def inference_sae(sae: TrainingSAE[Any]) -> SAE[Any]:
-    """The SAE as it is when saved and loaded: with its threshold instead of a choice over the batch."""
+def inference_sae(sae: TrainingSAE[Any], *, standardise: bool = False) -> SAE[Any]:
+    """The SAE on the CPU as it is when saved and loaded: with its threshold instead of a choice over the batch.
+
+    Args:
+        sae: A trained SAE.
+        standardise: It was trained on standardised activations: have it standardise raw ones itself (SAELens'
+            "layer_norm").
+    """
     with tempfile.TemporaryDirectory() as folder:
-        sae.save_inference_model(folder)
-        return SAE.load_from_disk(folder, device=str(sae.device))
+        _, path = sae.save_inference_model(folder)
+        if standardise:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "normalize_activations": "layer_norm"}))
+        return SAE.load_from_disk(folder, device="cpu")
+
+
+def standardised(activations: Tensor) -> Tensor:
+    """Each token [..., d_in] minus its mean, over its standard deviation: as SAELens' "layer_norm" does it."""
+    centred = activations - activations.mean(-1, keepdim=True)
+    return centred / (centred.std(-1, keepdim=True) + 1e-5)
 
 
 @torch.no_grad()

@@ -75,6 +75,7 @@ def report_text(
     for criterion in sweep.criteria:
         parts += _best_section(summaries, criterion, figures)
     parts += [f"![{path.stem}]({path.name})" for path in plots if path.suffix == ".png"]
+    parts += sweep.sections()
     parts += ["## The whole grid", summary_table(summaries, figures)]
     parts += ["## Every run", run_list(rows, figures)]
     if failed:
@@ -131,7 +132,8 @@ def _draw(path: Path, plot: Plot, sweep: Sweep, summaries: Sequence[Summary]) ->
     for axis, stream in zip(figure.axes, dict.fromkeys(table["layer"]), strict=False):
         if (value := true_l0.get(str(stream))) is not None:
             axis.axvline(value, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)))
-            axis.annotate("true L0", (value, 0.02), xycoords=("data", "axes fraction"), fontsize=8, color="#777777")
+            axis.annotate("true L0", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color="#777777",
+                          rotation=90, va="top", ha="right")  # fmt: skip
     return [
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150)),
         write_whole(page, lambda partial: l0_plot(table, loss_label=plot.label, save=partial)),

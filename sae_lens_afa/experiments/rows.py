@@ -5,36 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sae_lens.saes.sae import SAE
+from sae_lens.saes.sae import TrainingSAE
 
 from sae_lens_afa.experiments.arms import Run
-from sae_lens_afa.experiments.measures import inference_sae
 from sae_lens_afa.experiments.statistics import OK
-from sae_lens_afa.experiments.sweep import Group
 from sae_lens_afa.experiments.training import Trained, Training
 
 
 def measured_row(
-    group: Group, run: Run, trained: Trained, measure: Callable[[SAE[Any]], Mapping[str, Any]]
+    stream: str, seed: int, run: Run, trained: Trained, measure: Callable[[TrainingSAE[Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """The row of a run: its figures, or in `status` why there are none.
 
     Args:
-        group: It is one of these.
+        stream: Data that it was trained on.
+        seed: Of the run.
         run: What was trained.
         trained: What came of it.
-        measure: Figures of the SAE in the form in which it is saved.
+        measure: Figures of a trained SAE.
     """
     cfg = trained.sae.cfg
     row = {
-        "stream": group.stream, "label": run.label, "architecture": run.architecture,
-        "hyperparameter": run.hyperparameter, "value": run.value, "seed": group.seed, "status": OK, "d_in": cfg.d_in,
+        "stream": stream, "label": run.label, "architecture": run.architecture,
+        "hyperparameter": run.hyperparameter, "value": run.value, "seed": seed, "status": OK, "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
     }  # fmt: skip
     if trained.failure:
         return {**row, "status": f"failed: {trained.failure}"}
     try:
-        return {**row, **measure(inference_sae(trained.sae))}
+        return {**row, **measure(trained.sae)}
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0][:200]
         return {**row, "status": f"failed: measuring: {type(error).__name__}: {reason}"}

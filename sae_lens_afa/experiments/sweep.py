@@ -25,15 +25,13 @@ class Group:
 
     Attributes:
         name: Of its file.
-        stream: Data, by the name of the sweep.
         seed: Of the SAEs and of the data's order.
-        runs: The SAEs.
+        members: The SAEs, each with the name of its data.
     """
 
     name: str
-    stream: str
     seed: int
-    runs: Sequence[Run]
+    members: Sequence[tuple[str, Run]]
 
 
 class Sweep(ABC):
@@ -72,7 +70,11 @@ class Sweep(ABC):
         return []
 
     def published(self) -> list[Mapping[str, Any]]:
-        """Published runs to be drawn beside ours: stream, label, l0 and the plots' figures."""
+        """Published runs to be drawn beside ours: stream, label, setting, l0 and the plots' figures."""
+        return []
+
+    def sections(self) -> list[str]:
+        """More of the report."""
         return []
 
 
@@ -129,8 +131,8 @@ def run_sweep(
     groups = sweep.groups()
     folder = ResultFolder(output, sweep.settings())
     pending = [group for group in groups if not folder.finished(group.name)]
-    n_runs = sum(len(group.runs) for group in groups)
-    done = n_runs - sum(len(group.runs) for group in pending)
+    n_runs = sum(len(group.members) for group in groups)
+    done = n_runs - sum(len(group.members) for group in pending)
     with tqdm(total=n_runs * sweep.steps(), initial=done * sweep.steps(), unit=" steps", disable=not progress) as bar:
         for group in pending[:max_groups]:
             bar.set_description(group.name)
