@@ -65,5 +65,30 @@ def paper(
     print(run_command(chosen, output, _command()))
 
 
+@sweep.command()
+def activations(
+    output: Annotated[Path, _OUTPUT] = Path("runs/activations"),
+    activations: Annotated[
+        Path | None, typer.Option(help=".safetensors file [tokens, d_in] to train on. Default: the bundled model's.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(help=".safetensors file [tokens, d_in] to judge on.")] = None,
+    preset: Annotated[str, typer.Option(help="quick (minutes), full (hours) or tiny (a test).")] = "quick",
+    d_sae: Annotated[int | None, typer.Option(help="Latents. Default: four times d_in.")] = None,
+    grid: Annotated[list[str] | None, _GRID] = None,
+    seed: Annotated[list[int] | None, _SEED] = None,
+    steps: Annotated[int | None, _STEPS] = None,
+    device: Annotated[str, _DEVICE] = "cpu",
+) -> None:
+    """Explained variance (and, on the bundled model, cross-entropy) against L0, a curve for each architecture."""
+    from sae_lens_afa.experiments import Arm, activations_sweep
+    from sae_lens_afa.experiments.command import run_command
+
+    chosen = activations_sweep(
+        activations, test, preset=preset, d_sae=d_sae, arms=[Arm.parse(text) for text in grid or ()],
+        seeds=seed or (), steps=steps, device=device,
+    )  # fmt: skip
+    print(run_command(chosen, output, _command()))
+
+
 def _command() -> str:
     return shlex.join(["sae-lens-afa", *sys.argv[1:]])

@@ -6,17 +6,20 @@
 Not imported with the package: `sae_lens.synthetic` and the statistics take a while.
 """
 
+from sae_lens_afa.experiments.activations import ActivationsSweep, activations_sweep
 from sae_lens_afa.experiments.arms import Arm, Run
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep, ground_truth_sweep
 from sae_lens_afa.experiments.paper import PaperSweep, paper_sweep
 from sae_lens_afa.experiments.sweep import SweepResult, run_sweep
 
 __all__ = [
+    "ActivationsSweep",
     "Arm",
     "GroundTruthSweep",
     "PaperSweep",
     "Run",
     "SweepResult",
+    "activations_sweep",
     "ground_truth_sweep",
     "paper_sweep",
     "run_sweep",
