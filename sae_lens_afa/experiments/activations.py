@@ -109,11 +109,11 @@ class ActivationsSweep(Sweep):
         runs = [run for _, run in group.members]
         saes = {run.name: build(run, d_in, self.d_sae, seed, self.device) for run in runs}
         batches = ({_STREAM: batch} for batch in shuffled_batches(self.train, self.training.batch_size, seed))
-        trained = train_together(saes, dict.fromkeys(saes, _STREAM), batches, self.training, self.device, advance)
+        trained = train_together(saes, dict.fromkeys(saes, _STREAM), batches, self.training, seed, self.device, advance)
         return [measured_row(_STREAM, seed, run, trained[run.name], self._measure) for run in runs]
 
     def _measure(self, trained: TrainingSAE[Any]) -> dict[str, Any]:
-        sae = inference_sae(trained)
+        sae = inference_sae(trained, device=self.device)
         return {**reconstruction_figures(sae, self.test), **afa_figures(sae, self.test)}
 
     @override

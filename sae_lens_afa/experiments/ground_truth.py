@@ -106,7 +106,7 @@ class GroundTruthSweep(Sweep):
         runs = [run for _, run in group.members]
         saes = {run.name: build(run, world.hidden_dim, world.num_features, seed, self.device) for run in runs}
         batches = ({name: batch} for batch in samples(model, self.training.batch_size, seed))
-        trained = train_together(saes, dict.fromkeys(saes, name), batches, self.training, self.device, advance)
+        trained = train_together(saes, dict.fromkeys(saes, name), batches, self.training, seed, self.device, advance)
         test = self._test_data(model)
         return [
             measured_row(name, seed, run, trained[run.name], lambda sae: self._measure(sae, model, test))

@@ -134,7 +134,7 @@ class LanguageModelSweep(Sweep):
         saes = {_key(m): build(m[1], self.d_in, self.d_sae, group.seed, self.device) for m in group.members}
         hooks = {_key(member): self.hooks[member[0]] for member in group.members}
         batches = training_batches(self.source, model, train_text, saes, hooks, self.training, group.seed, self.device)
-        trained = train_together(saes, hooks, batches, self.training, self.device, advance)
+        trained = train_together(saes, hooks, batches, self.training, group.seed, self.device, advance)
         return [
             measured_row(
                 layer, group.seed, run, trained[_key((layer, run))],
@@ -150,7 +150,7 @@ class LanguageModelSweep(Sweep):
 
     def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
         activations = standardised(test.activations[hook])
-        sae = inference_sae(trained)
+        sae = inference_sae(trained, device=self.device)
         figures = {**reconstruction_figures(sae, activations), **afa_figures(sae, activations)}
         return {**figures, **self._cross_entropy(trained, hook, model, test)}
 
@@ -158,7 +158,7 @@ class LanguageModelSweep(Sweep):
     def _cross_entropy(
         self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut
     ) -> dict[str, Any]:
-        sae = inference_sae(trained, standardise=True).to(self.device)
+        sae = inference_sae(trained, standardise=True, device=self.device)
         losses = CrossEntropy(sae, model, hook, None, {})
         prompts = test.prompts[: -(-self.ce_tokens // self.source.context_size)]
         for part in prompts.split(_CE_PROMPTS):

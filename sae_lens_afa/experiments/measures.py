@@ -40,19 +40,20 @@ def mdl_bits(l0: float, d_sae: int, value_bits: float = VALUE_BITS) -> float:
     return l0 * (value_bits + math.log2(d_sae))
 
 
-def inference_sae(sae: TrainingSAE[Any], *, standardise: bool = False) -> SAE[Any]:
-    """The SAE on the CPU as it is when saved and loaded: with its threshold instead of a choice over the batch.
+def inference_sae(sae: TrainingSAE[Any], *, standardise: bool = False, device: str = "cpu") -> SAE[Any]:
+    """The SAE as it is when saved and loaded: with its threshold instead of a choice over the batch.
 
     Args:
         sae: A trained SAE.
         standardise: It was trained on standardised activations: have it standardise raw ones itself (SAELens'
             "layer_norm").
+        device: Where it is to be.
     """
     with tempfile.TemporaryDirectory() as folder:
         _, path = sae.save_inference_model(folder)
         if standardise:
             path.write_text(json.dumps({**json.loads(path.read_text()), "normalize_activations": "layer_norm"}))
-        return SAE.load_from_disk(folder, device="cpu")
+        return SAE.load_from_disk(folder, device=device)
 
 
 def standardised(activations: Tensor) -> Tensor:

@@ -116,31 +116,38 @@ def train_together(
     streams: Mapping[str, str],
     batches: Iterator[Mapping[str, Tensor]],
     training: Training,
+    seed: int = 0,
     device: str = "cpu",
     advance: Callable[[int], object] = lambda _: None,
 ) -> dict[str, Trained]:
     """Train every SAE on the same batches, `training.steps` of them, with SAELens' `SAETrainer`.
 
     It is what SAELens' `MultiSAETrainer` does, except that an SAE that fails (an exception, a loss that is not
-    finite) is left behind and the others go on.
+    finite) is left behind and the others go on, and that what one draws at random on the CPU changes no other.
 
     Args:
         saes: SAEs by name.
         streams: The key of each SAE's activations in a batch.
         batches: Activations [batch_size, d_in] by key.
         training: Steps, rates, windows.
+        seed: Of what the SAEs draw while they are trained.
         device: Where the SAEs are.
         advance: Called after each step with the number of SAEs that it covers.
+
+    Raises:
+        RuntimeError: out of memory, which is no fault of an SAE.
     """
     trainers = {
         name: SAETrainer(training.trainer_config(device), sae, data_provider=iter(())) for name, sae in saes.items()
     }
     trained = {name: Trained(sae) for name, sae in saes.items()}
+    draws = {name: OwnRandom(seed) for name in saes}
     for step in range(training.steps):
         batch = next(batches)
         for name, trainer in trainers.items():
             if not trained[name].failure:
-                trained[name].failure = _step(trainer, batch[streams[name]], step)
+                with draws[name]():
+                    trained[name].failure = _step(trainer, batch[streams[name]], step)
         advance(len(trainers))
     for result in trained.values():
         result.sae.eval()
@@ -156,6 +163,8 @@ def _step(trainer: SAETrainer[Any, Any], batch: Tensor, step: int) -> str:
         output = trainer.step(batch)
         trainer.n_training_steps += 1
     except (RuntimeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise
         return f"step {step}: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
     if step % _CHECK_EVERY == 0 and not output.loss.isfinite():
         return f"step {step}: the loss is {output.loss.item()}"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -166,6 +169,28 @@ def test_special_worlds_are_what_they_say():
 def test_what_is_wrong_is_said_before_anything_is_trained(options, message):
     with pytest.raises(ValueError, match=message):
         ground_truth_sweep(**{"preset": "tiny", **options})
+
+
+def test_the_command_line_does_not_import_the_experiments_before_they_run():
+    code = (
+        "import sys, sae_lens_afa.cli; sys.exit(any('afa.experiments' in m or m == 'scipy.stats' for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, tmp_path):
+    code = (
+        "import sys; from sae_lens_afa.experiments import *;"
+        "run_sweep(ground_truth_sweep('tiny'), sys.argv[1], progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")])
+    first = tmp_path / "out" / "runs" / "tiny-seed0.json"
+    while not first.is_file() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert first.is_file()
+    assert run_sweep(ground_truth_sweep("tiny"), tmp_path / "out", progress=False).rows == finished.rows
 
 
 def test_presets_train_many_times_the_window_in_which_latents_die():

@@ -104,6 +104,22 @@ def test_parameters_that_are_not_finite_after_training_are_a_failure():
     assert trained["a"].failure == "parameters are not finite after training"
 
 
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory", "x"])
+def test_lack_of_memory_is_not_a_failure_of_the_sae(message, monkeypatch):
+    sae = build(RUNS[0], 8, 24, 0, "cpu")
+
+    def fail(step_input):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(sae, "training_forward_pass", fail)
+    if message == "x":
+        trained = train_together({"a": sae}, {"a": "x"}, batches(), TRAINING)
+        assert trained["a"].failure == "step 0: RuntimeError: x"
+    else:
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            train_together({"a": sae}, {"a": "x"}, batches(), TRAINING)
+
+
 def test_settings_of_training_are_checked_and_scale_with_its_length():
     longer = TRAINING.with_steps(300)
     assert (longer.lr_warm_up_steps, longer.lr_decay_steps, longer.dead_feature_window) == (40, 60, 50)
