@@ -15,7 +15,7 @@ from sae_lens_afa._support import check_device
 from sae_lens_afa.experiments.activation_file import digest, read_activations, shuffled_batches
 from sae_lens_afa.experiments.activations_presets import PRESETS
 from sae_lens_afa.experiments.arms import Arm, check_arms
-from sae_lens_afa.experiments.language_model import LanguageModelSweep, sparse_limit, without_normalisation
+from sae_lens_afa.experiments.language_model import CE_PLOT, LanguageModelSweep, sparse_limit, without_normalisation
 from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures, standardised
 from sae_lens_afa.experiments.report import Plot
 from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
@@ -135,7 +135,7 @@ _OPTIONS = {"train": "--activations", "test": "--test"}
 class DemoActivationsSweep(LanguageModelSweep):
     """See `LanguageModelSweep`; explained variance and cross-entropy are drawn."""
 
-    plots = (_VARIANCE, Plot("ce_with_sae", "cross-entropy with the SAE, nats per token"))
+    plots = (_VARIANCE, CE_PLOT)
     key_figures = (
         "l0", "explained_variance", "ce_with_sae", "ce_score", "dead_latents", "shrinkage", "norm_ratio",
         "activation_ratio", "reconstruction_ratio", "epsilon_lbo", "mdl_bits",

@@ -19,13 +19,7 @@ from sae_lens_afa.experiments.report import Plot
 from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
 from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
-from sae_lens_afa.experiments.text_source import (
-    HeldOut,
-    TextSource,
-    held_out,
-    hook_widths,
-    training_batches,
-)
+from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
 from sae_lens_afa.experiments.training import Training, build, train_together
 
 if TYPE_CHECKING:
@@ -36,6 +30,7 @@ _KEY_FIGURES = (
     "mdl_bits",
 )  # fmt: skip
 _CE_PROMPTS = 8
+CE_PLOT = Plot("ce_with_sae", "cross-entropy with the SAE, and without (line)", reference="ce")
 
 
 def without_normalisation(arms: Sequence[Arm]) -> tuple[Arm, ...]:
@@ -80,7 +75,7 @@ class LanguageModelSweep(Sweep):
     saes_per_group: int
     device: str = "cpu"
 
-    plots = (Plot("mse", "mean squared error, standardised"), Plot("ce_with_sae", "cross-entropy with the SAE"))
+    plots = (Plot("mse", "mean squared error, standardised"), CE_PLOT)
     key_figures = _KEY_FIGURES
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ _GPT2, _OPEN_WEB_TEXT = "gpt2", "Skylion007/openwebtext"
 # The reference's losses are means over features; its auxiliary coefficient is 1/32 for all three.
 _TOP_AFA = {"loss_reduction": "mean", "detach_aux_residual": False}
 _TOPK = {"aux_loss_coefficient": 1 / 32}
+_PUBLISHED_D_IN = 768
 _NAMES = {"topafa": "top_afa", "topk": "topk", "batchtopk": "batchtopk"}
 
 
@@ -72,7 +73,7 @@ class PaperSweep(LanguageModelSweep):
 
 
 def published_runs() -> list[dict[str, Any]]:
-    """The 69 published runs: stream, label, setting, l0, mse."""
+    """The 69 published runs: stream, label, setting, l0, mse, d_in."""
     data = json.loads((files("sae_lens_afa.experiments") / "paper_l0_l2.json").read_text())
     return [
         {
@@ -81,6 +82,7 @@ def published_runs() -> list[dict[str, Any]]:
             "setting": f"k={row['k']}" if row["k"] else f"afa_coefficient={row['afa_coeff']:g}",
             "l0": row["l0_norm"],
             "mse": row["l2_loss"],
+            "d_in": _PUBLISHED_D_IN,
         }
         for layer, content in data["layers"].items()
         for row in content["rows"]
@@ -112,7 +114,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "demo": {
         "source": TextSource(DEMO, "", 128),
-        "layers": (2, 3), "d_in": 192, "d_sae": 768, "arms": _arms((1 / 128, 1 / 32, 1 / 16), (8, 32, 128)),
+        "layers": (2, 3), "d_in": 192, "d_sae": 768, "arms": _arms((1 / 128, 1 / 32, 1 / 16), (8, 32, 128, 320)),
         "training": _demo_training(400, 256),
         "seeds": (0, 1, 2), "test_tokens": 16_384, "ce_tokens": 4096, "saes_per_group": 18,
     },

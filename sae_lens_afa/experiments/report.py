@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from sae_lens_afa.experiments.sweep import Sweep
 
 Row = Mapping[str, Any]
+_LINE: dict[str, Any] = {"color": "#777777", "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+_LINE_TITLE: dict[str, Any] = {"fontsize": 8, "color": "#777777", "rotation": 90, "va": "top", "ha": "right"}
 
 
 @dataclass(frozen=True)
@@ -36,11 +38,13 @@ class Plot:
         figure: Its column.
         label: Of the axis.
         complement: Draw 1 - figure: lower is better, as on every plot.
+        reference: A figure that is the same for all runs of a panel, drawn as a level line.
     """
 
     figure: str
     label: str
     complement: bool = False
+    reference: str = ""
 
 
 def write_report(
@@ -52,7 +56,7 @@ def write_report(
     plots: list[Path] = []
     for plot in sweep.plots:
         if any(summary.mean(plot.figure) is not None for summary in summaries):
-            plots += _draw(folder / f"l0_{plot.figure}.png", plot, sweep, summaries)
+            plots += _draw(folder / f"l0_{plot.figure}.png", plot, plot_table(plot, sweep, summaries), rows, sweep)
     text = report_text(sweep, rows, versions, command, plots)
     return [*files, *plots, write_whole(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))]
 
@@ -120,24 +124,29 @@ def _welch_table(tests: Sequence[Welch], criterion: Criterion) -> str:
     )
 
 
-def _draw(path: Path, plot: Plot, sweep: Sweep, summaries: Sequence[Summary]) -> list[Path]:
-    """The plot as an image and as a page."""
+def _draw(path: Path, plot: Plot, table: pd.DataFrame, rows: Sequence[Row], sweep: Sweep) -> list[Path]:
+    """The plot as an image, with lines at d_in and at the true L0, and as a page."""
     from sae_lens_afa.plots import l0_plot
 
-    table = plot_table(plot, sweep, summaries)
-    page = path.with_suffix(".html")
-    figure = l0_plot(table, loss_label=plot.label, title=None)
-    true_l0 = {summary.stream: summary.mean("true_l0") for summary in summaries if summary.mean("true_l0") is not None}
+    figure = l0_plot(table, loss_label=plot.label)
     # A panel for each stream, in the order of the table.
     for axis, stream in zip(figure.axes, dict.fromkeys(table["layer"]), strict=False):
-        if (value := true_l0.get(str(stream))) is not None:
-            axis.axvline(value, color="#777777", linewidth=0.8, linestyle=(0, (1, 2)))
-            axis.annotate("true L0", (value, 1), xycoords=("data", "axes fraction"), fontsize=8, color="#777777",
-                          rotation=90, va="top", ha="right")  # fmt: skip
+        of_stream = [row for row in (*rows, *sweep.published()) if row["stream"] == stream]
+        for name, title in (("d_in", "d_in"), ("true_l0", "true L0")):
+            if (value := _known(of_stream, name)) is not None:
+                axis.axvline(value, **_LINE)
+                axis.annotate(title, (value, 1), xycoords=("data", "axes fraction"), **_LINE_TITLE)
+        if plot.reference and (value := _known(of_stream, plot.reference)) is not None:
+            axis.axhline(value, **_LINE)
+    page = path.with_suffix(".html")
     return [
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150)),
         write_whole(page, lambda partial: l0_plot(table, loss_label=plot.label, save=partial)),
     ]
+
+
+def _known(rows: Sequence[Row], name: str) -> float | None:
+    return next((row[name] for row in rows if row.get(name) is not None), None)
 
 
 def plot_table(plot: Plot, sweep: Sweep, summaries: Sequence[Summary]) -> pd.DataFrame:

@@ -72,9 +72,11 @@ class Summary:
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """A summary for each setting, in the order of the runs."""
+    """A summary for each setting, stream by stream, in the order of the runs."""
+    rows = list(rows)
+    streams = list(dict.fromkeys(row["stream"] for row in rows))
     settings: dict[tuple[str, str, str, float], list[Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: streams.index(row["stream"])):
         key = (row["stream"], row["label"], row["hyperparameter"], row["value"])
         settings.setdefault(key, []).append(row)
     summaries: list[Summary] = []

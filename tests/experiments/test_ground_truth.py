@@ -20,7 +20,8 @@ from sae_lens_afa.experiments import Arm, ground_truth_sweep, run_sweep
 from sae_lens_afa.experiments.ground_truth import made, samples
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, reconstruction_figures
-from sae_lens_afa.experiments.training import OwnRandom, build
+from sae_lens_afa.experiments.rows import measured_row
+from sae_lens_afa.experiments.training import OwnRandom, Trained, build
 from sae_lens_afa.experiments.worlds import WORLDS
 
 ARMS = (Arm("topk", "k", (2, 4)), Arm("top_afa", "afa_coefficient", (1 / 32,)))
@@ -191,6 +192,25 @@ def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, 
     process.wait()
     assert first.is_file()
     assert run_sweep(ground_truth_sweep("tiny"), tmp_path / "out", progress=False).rows == finished.rows
+
+
+def test_fields_are_checked_too():
+    sweep = ground_truth_sweep("tiny")
+    with pytest.raises(ValueError, match="worlds must name at least one"):
+        replace(sweep, worlds=())
+    with pytest.raises(ValueError, match="test_tokens must be at least 2"):
+        replace(sweep, test_tokens=1)
+
+
+def test_an_sae_that_cannot_be_measured_is_a_failed_run():
+    trained = Trained(build(PRESETS["tiny"].arms[0].runs()[0], 12, 24, 0, "cpu"))
+
+    def measure(sae):
+        raise TypeError("no relation\nmore")
+
+    row = measured_row("tiny", 3, PRESETS["tiny"].arms[0].runs()[0], trained, measure)
+    assert row["status"] == "failed: measuring: TypeError: no relation"
+    assert (row["stream"], row["seed"], row["d_sae"]) == ("tiny", 3, 24)
 
 
 def test_presets_train_many_times_the_window_in_which_latents_die():
