@@ -124,7 +124,8 @@ class ActivationsSweep(Sweep):
             f" {self.d_sae} latents.",
             training_note(self.training),
             "Activations are standardised token by token (SAELens' layer_norm); all figures are in that space.",
-            f"A code with L0 > d_in = {d_in} is not sparse: a dense code is exact there.",
+            f"A code with L0 > d_in = {d_in} is not sparse: a dense code is exact there, and most variance is"
+            " explained by the densest code of a grid. MDL counts the code alone, not what it leaves out.",
         ]
 
 

@@ -30,7 +30,7 @@ _KEY_FIGURES = (
     "mdl_bits",
 )  # fmt: skip
 _CE_PROMPTS = 8
-CE_PLOT = Plot("ce_with_sae", "cross-entropy with the SAE, and without (line)", reference="ce")
+CE_PLOT = Plot("ce_with_sae", "cross-entropy with SAE (line: without)", reference="ce")
 
 
 def without_normalisation(arms: Sequence[Arm]) -> tuple[Arm, ...]:
@@ -176,8 +176,8 @@ class LanguageModelSweep(Sweep):
             "Activations are standardised token by token (SAELens' layer_norm); MSE is the mean over tokens and"
             " dimensions in that space, explained variance and AFA figures are in it too. Cross-entropy is in nats per"
             " token with the reconstruction in place, put back into the model's own scale.",
-            f"A code with L0 > d_in = {self.d_in} is not sparse: a dense code is exact there. MDL counts the code"
-            " alone, not what it leaves out.",
+            f"A code with L0 > d_in = {self.d_in} is not sparse: a dense code is exact there, and the lowest MSE"
+            " of a grid is that of its densest code. MDL counts the code alone, not what it leaves out.",
             "Seeds differ in first weights and in how tokens are mixed into batches, not in the text.",
         ]
 

@@ -54,7 +54,10 @@ class TextSource:
         """
         if self.model == DEMO:
             return load_demo_model(device)
-        return load_model("HookedTransformer", self.model, device, {"center_writing_weights": False})
+        try:
+            return load_model("HookedTransformer", self.model, device, {"center_writing_weights": False})
+        except (OSError, ValueError) as error:
+            raise _cannot_be_had("model", self.model, error) from error
 
     def datasets(self) -> tuple[Any, Any]:
         """Text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
@@ -67,8 +70,17 @@ class TextSource:
             return text_dataset(text.train), text_dataset(text.held_out)
         data = load_text_dataset(self.dataset)
         if isinstance(data, str):
-            data = load_dataset(data, split="train", streaming=True)
+            try:
+                data = load_dataset(data, split="train", streaming=True)
+            except (OSError, ValueError) as error:
+                raise _cannot_be_had("dataset", self.dataset, error) from error
         return data.skip(HELD_OUT_DOCUMENTS), data.take(HELD_OUT_DOCUMENTS)
+
+
+def _cannot_be_had(what: str, name: str, error: Exception) -> Exception:
+    reason = str(error).partition("\n")[0][:200]
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"{what} {name!r} cannot be loaded: {reason} The preset demo needs no network.")
 
 
 def training_batches(

@@ -158,6 +158,20 @@ def test_the_first_documents_of_a_data_set_are_held_out(tmp_path, monkeypatch):
     assert [row["text"] for row in train] == ["c"]
 
 
+@pytest.mark.parametrize("kind", [OSError, ValueError])
+def test_what_cannot_be_downloaded_is_named_in_one_line(kind, monkeypatch):
+    def fail(*args, **kwargs):
+        raise kind("no network\nat all")
+
+    monkeypatch.setattr("sae_lens_afa.experiments.text_source.load_model", fail)
+    monkeypatch.setattr("sae_lens_afa.experiments.text_source.load_dataset", fail)
+    source = TextSource("gpt2", "owner/text")
+    with pytest.raises(kind, match=r"^model 'gpt2' cannot be loaded: no network The preset demo needs no network\.$"):
+        source.load_model("cpu")
+    with pytest.raises(kind, match=r"^dataset 'owner/text' cannot be loaded: no network The preset demo"):
+        source.datasets()
+
+
 def test_the_width_is_checked_before_training():
     sweep = paper_sweep("tiny", layers=[1])
     wrong = type(sweep)(**{**{f: getattr(sweep, f) for f in sweep.__dataclass_fields__}, "d_in": 100})
