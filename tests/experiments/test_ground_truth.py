@@ -16,15 +16,13 @@ from sae_lens.synthetic import eval_sae_on_synthetic_data
 from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
-from sae_lens_afa.experiments import Arm, ground_truth_sweep, run_sweep
+from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
 from sae_lens_afa.experiments.ground_truth import made, samples
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, reconstruction_figures
 from sae_lens_afa.experiments.rows import measured_row
 from sae_lens_afa.experiments.training import OwnRandom, Trained, build
 from sae_lens_afa.experiments.worlds import WORLDS
-
-ARMS = (Arm("topk", "k", (2, 4)), Arm("top_afa", "afa_coefficient", (1 / 32,)))
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +110,8 @@ def test_a_sweep_of_failures_only_still_reports(tmp_path):
 @pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu", "mutual_choice", "top_afa"])
 def test_figures_are_those_of_sae_lens_evaluator(architecture):
     model = made("tiny")
-    arm = Arm(architecture, {"topk": "k", "batchtopk": "k", "mutual_choice": "k"}.get(architecture, "d_sae"), (3,))
-    run = replace(arm.runs()[0], hyperparameter=arm.hyperparameter, value=24 if arm.hyperparameter == "d_sae" else 3)
+    chooses_k = architecture in ("topk", "batchtopk", "mutual_choice")
+    run = Run("a", architecture, "k", 3) if chooses_k else Run("a", architecture, "d_sae", 24)
     trained = build(run, 12, 24, 0, "cpu")
     with torch.no_grad():  # a bias, so that means matter
         trained.b_dec += 0.1
