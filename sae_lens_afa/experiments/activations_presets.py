@@ -20,7 +20,9 @@ class Preset:
     ce_tokens: int
 
 
-def _arms(dense: bool) -> tuple[Arm, ...]:
+def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
+    """The grids; `law_step` is the step at which Feature Choice fits its Zipf law, after Mutual Choice until then."""
+    zipf = {"prior": "zipf", "feature_choice_start_step": law_step}
     ks = (4, 8, 16, 32, 64) if dense else (8, 32)
     return (
         Arm("standard", "l1_coefficient", (0.3, 1.0, 3.0, 10.0) if dense else (1.0, 3.0)),
@@ -29,13 +31,14 @@ def _arms(dense: bool) -> tuple[Arm, ...]:
         Arm("jumprelu", "l0_coefficient", (0.3, 1.0, 3.0) if dense else (1.0,)),
         Arm("mutual_choice", "k", (8, 16, 32) if dense else (8, 32)),
         Arm("feature_choice", "k", (8, 32) if dense else (32,)),
+        Arm("feature_choice", "k", (8, 32) if dense else (32,), zipf, "feature_choice, zipf"),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 64, 1 / 32, 1 / 16) if dense else (1 / 128, 1 / 32)),
     )
 
 
 PRESETS = {
     "quick": Preset(
-        arms=_arms(dense=False),
+        arms=_arms(dense=False, law_step=120),
         training=Training(
             steps=300, batch_size=256, lr=1e-3, dead_feature_window=20, lr_warm_up_steps=15, lr_decay_steps=60
         ),
@@ -45,7 +48,7 @@ PRESETS = {
         ce_tokens=4096,
     ),
     "full": Preset(
-        arms=_arms(dense=True),
+        arms=_arms(dense=True, law_step=1000),
         training=Training(
             steps=2500, batch_size=512, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=500
         ),

@@ -215,6 +215,7 @@ def test_presets_train_many_times_the_window_in_which_latents_die():
     for name in ("quick", "full"):
         sweep = ground_truth_sweep(name)
         assert sweep.training.steps >= 10 * sweep.training.dead_feature_window
+        assert all(arm.settings.get("feature_choice_start_step", 0) < sweep.training.steps / 2 for arm in sweep.arms)
         assert len(sweep.seeds) == 3
 
 
