@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_lens_afa.experiments.training import own_generator
 from sae_lens_afa.interop.command import read_activations as read_blocks
 
 
@@ -52,7 +53,7 @@ def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterato
     """
     if len(activations) < batch_size:
         raise ValueError(f"activations: {len(activations)} tokens are fewer than a batch of {batch_size}.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = own_generator("data", seed)
     while True:
         order = torch.randperm(len(activations), generator=generator)
         for rows in order.split(batch_size):

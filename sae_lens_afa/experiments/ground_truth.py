@@ -26,8 +26,6 @@ from sae_lens_afa.experiments.worlds import WORLDS
 if TYPE_CHECKING:
     from sae_lens.synthetic import SyntheticModel
 
-# Test data is drawn with seeds that no training stream has.
-_TEST_SEED = 2**31
 _TEST_BATCH = 4096
 
 
@@ -115,14 +113,14 @@ class GroundTruthSweep(Sweep):
 
     def _test_data(self, model: SyntheticModel) -> Tensor:
         sizes = [min(_TEST_BATCH, self.test_tokens - i) for i in range(0, self.test_tokens, _TEST_BATCH)]
-        with OwnRandom(_TEST_SEED)():
+        with OwnRandom("test", 0)():
             return torch.cat([model.sample(size) for size in sizes])
 
     def _measure(self, trained: TrainingSAE[Any], model: SyntheticModel, test: Tensor) -> dict[str, Any]:
         from sae_lens.synthetic import eval_sae_on_synthetic_data
 
         sae = inference_sae(trained)
-        with OwnRandom(_TEST_SEED)():  # the same samples as `test`, with their features
+        with OwnRandom("test", 0)():  # the same samples as `test`, with their features
             scores = eval_sae_on_synthetic_data(
                 sae, model.feature_dict, model.activation_generator, self.test_tokens, _TEST_BATCH
             )
@@ -159,7 +157,7 @@ def made(world: str) -> SyntheticModel:
 
 def samples(model: SyntheticModel, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Endless batches [batch_size, hidden_dim] that depend on the seed only."""
-    draw = OwnRandom(seed)
+    draw = OwnRandom("data", seed)
     while True:
         with draw():
             batch = model.sample(batch_size)

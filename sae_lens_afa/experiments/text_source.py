@@ -109,7 +109,7 @@ def training_batches(
     )  # fmt: skip
     runner = MultiSAETrainingRunner(cfg, override_dataset=dataset, override_model=model, override_saes=dict(saes))
     loader = runner.activations_store.get_multi_hook_data_loader()
-    draw = OwnRandom(seed)
+    draw = OwnRandom("data", seed)
     while True:
         with draw():
             batch = next(loader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -87,11 +88,16 @@ class Trained:
     failure: str = ""
 
 
+def own_generator(use: str, seed: int) -> torch.Generator:
+    """A generator for one use of a run's seed: weights and data of one seed are not the same numbers."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{use} {seed}".encode()))
+
+
 class OwnRandom:
     """A random state of its own on the CPU: what is drawn with it does not depend on what others draw."""
 
-    def __init__(self, seed: int) -> None:
-        self._state = torch.Generator().manual_seed(seed).get_state()
+    def __init__(self, use: str, seed: int) -> None:
+        self._state = own_generator(use, seed).get_state()
 
     @contextmanager
     def __call__(self) -> Generator[None]:
@@ -107,7 +113,7 @@ class OwnRandom:
 
 def build(run: Run, d_in: int, d_sae: int, seed: int, device: str) -> TrainingSAE[Any]:
     """An untrained SAE; its first weights depend on the run and the seed only."""
-    with OwnRandom(seed)():
+    with OwnRandom("weights", seed)():
         return get_sae_training_class(run.architecture)[0](run.sae_config(d_in, d_sae, device))
 
 
@@ -141,7 +147,7 @@ def train_together(
         name: SAETrainer(training.trainer_config(device), sae, data_provider=iter(())) for name, sae in saes.items()
     }
     trained = {name: Trained(sae) for name, sae in saes.items()}
-    draws = {name: OwnRandom(seed) for name in saes}
+    draws = {name: OwnRandom("training", seed) for name in saes}
     for step in range(training.steps):
         batch = next(batches)
         for name, trainer in trainers.items():

@@ -116,9 +116,9 @@ def test_figures_are_those_of_sae_lens_evaluator(architecture):
     with torch.no_grad():  # a bias, so that means matter
         trained.b_dec += 0.1
     sae = inference_sae(trained)
-    with OwnRandom(5)():
+    with OwnRandom("test", 5)():
         expected = eval_sae_on_synthetic_data(sae, model.feature_dict, model.activation_generator, 300, 128)
-    with OwnRandom(5)():
+    with OwnRandom("test", 5)():
         test = torch.cat([model.sample(n) for n in (128, 128, 44)])
     figures = reconstruction_figures(sae, test)
     assert figures["l0"] == pytest.approx(expected.sae_l0)

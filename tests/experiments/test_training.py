@@ -9,7 +9,7 @@ import torch
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_lens_afa.experiments.arms import Run
-from sae_lens_afa.experiments.training import OwnRandom, Training, build, train_together
+from sae_lens_afa.experiments.training import OwnRandom, Training, build, own_generator, train_together
 
 RUNS = [
     Run("topk", "topk", "k", 3),
@@ -23,7 +23,7 @@ TRAINING = Training(
 
 
 def batches(seed=0, width=8):
-    draw = OwnRandom(seed)
+    draw = OwnRandom("data", seed)
     while True:
         with draw():
             yield {"x": torch.randn(TRAINING.batch_size, width)}
@@ -62,14 +62,15 @@ def test_what_is_drawn_with_an_own_state_leaves_the_other_one_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    draw = OwnRandom(0)
+    draw = OwnRandom("data", 0)
     with draw():
         first = torch.rand(2)
     before = torch.rand(2)
     with draw():
         second = torch.rand(2)
     assert torch.equal(torch.cat([before, torch.rand(2)]), expected)
-    assert torch.equal(torch.cat([first, second]), torch.rand(4, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(torch.cat([first, second]), torch.rand(4, generator=own_generator("data", 0)))
+    assert not torch.equal(torch.rand(2, generator=own_generator("weights", 0)), first)
 
 
 def test_an_sae_that_raises_is_left_behind_and_the_others_go_on():
