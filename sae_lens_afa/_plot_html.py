@@ -133,7 +133,7 @@ def frontier(
                     x=[row["l0"] for row in line], y=[row["loss"] for row in line],
                     name=name, legendgroup=name, showlegend=i == 0, text=text,
                     hoverinfo="text+name", mode="lines+markers", line={"color": SERIES_COLORS[j % len(SERIES_COLORS)]},
-                    marker={"symbol": _SYMBOLS[j % len(_SYMBOLS)], "size": 8},
+                    marker={"symbol": _SYMBOLS[(j + j // len(SERIES_COLORS)) % len(_SYMBOLS)], "size": 8},
                 ),
                 row=1, col=i + 1,
             )  # fmt: skip

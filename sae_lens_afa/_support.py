@@ -52,7 +52,7 @@ def expected_messages_off() -> Generator[None]:
     """Leave out what SAELens says of a run with its own model and a small, untokenised text: here both are meant."""
 
     def unexpected(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith("You just passed in a")
+        return not record.getMessage().startswith(("You just passed in a", "override_dataset ", "override_model "))
 
     sae_lens_logger.addFilter(unexpected)
     try:

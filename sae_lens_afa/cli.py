@@ -13,6 +13,7 @@ from sae_lens.llm_sae_training_runner import (
 )
 
 from sae_lens_afa._cli_share import share
+from sae_lens_afa._cli_sweep import sweep
 from sae_lens_afa.demo.run import DEFAULT_TOKENS as DEMO_TOKENS
 from sae_lens_afa.demo.run import run_demo
 from sae_lens_afa.evals.command import DEFAULT_PROMPTS, EvalRequest, eval_command, plot_command
@@ -117,6 +118,7 @@ def plot(
 
 
 app.add_typer(share)
+app.add_typer(sweep, name="sweep")
 
 
 def _with_underscores(arg: str) -> str:

@@ -171,7 +171,7 @@ def l0_plot(
                 [row["loss"] for row in line],
                 label=name,
                 color=SERIES_COLORS[i % len(SERIES_COLORS)],
-                marker=axes_of.MARKERS[i % len(axes_of.MARKERS)],
+                marker=axes_of.MARKERS[(i + i // len(SERIES_COLORS)) % len(axes_of.MARKERS)],
                 markersize=5.5,
                 markeredgecolor="white",
                 markeredgewidth=0.6,
@@ -187,7 +187,7 @@ def l0_plot(
     figure.supxlabel("active features per token (L0)", fontsize=10)
     figure.supylabel(loss_label or (loss if isinstance(data, Mapping) else "loss"), fontsize=10)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, title=title)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4 if columns > 1 else 2, title=title)
     data_of.save_all(save, figure.savefig, lambda path: _html().frontier(by_layer, architectures, d_in, title, path))
     return figure
 

@@ -1,0 +1,195 @@
+"""The comparison on real activations: of a file, or of the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+from typing_extensions import override
+
+from sae_lens_afa._support import check_device
+from sae_lens_afa.experiments.activation_file import digest, read_activations, shuffled_batches
+from sae_lens_afa.experiments.activations_presets import PRESETS
+from sae_lens_afa.experiments.arms import Arm, check_arms
+from sae_lens_afa.experiments.language_model import CE_PLOT, LanguageModelSweep, sparse_limit, without_normalisation
+from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures, standardised
+from sae_lens_afa.experiments.report import Plot
+from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
+from sae_lens_afa.experiments.statistics import Criterion
+from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
+from sae_lens_afa.experiments.text_source import TextSource
+from sae_lens_afa.experiments.training import Training, build, train_together
+
+_VARIANCE = Plot("explained_variance", "1 - explained variance", complement=True)
+_STREAM = "activations"
+_DEMO_HOOK, _DEMO_D_IN = "blocks.2.hook_resid_pre", 192
+
+
+@dataclass(frozen=True)
+class ActivationsSweep(Sweep):
+    """SAEs on activations of a file, each token standardised as by SAELens' "layer_norm".
+
+    Attributes:
+        train_file, test_file: .safetensors files of one [tokens, d_in] tensor each.
+        d_sae: Latents.
+        arms, training, seeds: What is compared, and how.
+        device: Of the SAEs.
+    """
+
+    train_file: Path
+    test_file: Path
+    d_sae: int
+    arms: tuple[Arm, ...]
+    training: Training
+    seeds: tuple[int, ...]
+    device: str = "cpu"
+    train: Tensor = field(init=False, repr=False, compare=False)
+    test: Tensor = field(init=False, repr=False, compare=False)
+
+    title = "SAEs on activations of a file"
+    plots = (_VARIANCE,)
+    key_figures = (
+        "l0", "explained_variance", "mse", "dead_latents", "shrinkage", "norm_ratio", "activation_ratio",
+        "reconstruction_ratio", "epsilon_lbo", "mdl_bits",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check_seeds(self.seeds)
+        check_device(self.device)
+        for name, path in (("train", self.train_file), ("test", self.test_file)):
+            # Frozen: what is read belongs to the files that are named.
+            object.__setattr__(self, name, standardised(read_activations(path, _OPTIONS[name])))
+        if self.train.shape[1] != self.test.shape[1]:
+            raise ValueError(
+                f"activations are {self.train.shape[1]} wide and test activations {self.test.shape[1]}: they must be"
+                " of the same hook."
+            )
+        if digest(self.train_file) == digest(self.test_file):
+            raise ValueError("activations and test activations are the same file; judge on tokens not trained on.")
+        next(shuffled_batches(self.train, self.training.batch_size, 0))
+        check_arms(self.arms, self.train.shape[1], self.d_sae)
+
+    @property
+    @override
+    def criteria(self) -> Sequence[Criterion]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        limit = sparse_limit(self.train.shape[1])
+        return (
+            Criterion("explained_variance", "explained variance", True),
+            Criterion("explained_variance", "explained variance", True, max_l0=limit),
+        )
+
+    @override
+    def settings(self) -> dict[str, Any]:
+        return {
+            "sweep": "activations",
+            "train": {"sha256": digest(self.train_file), "shape": list(self.train.shape)},
+            "test": {"sha256": digest(self.test_file), "shape": list(self.test.shape)},
+            "d_sae": self.d_sae,
+            "arms": [arm.to_dict() for arm in self.arms],
+            "training": self.training.to_dict(),
+            "seeds": list(self.seeds),
+        }
+
+    @override
+    def steps(self) -> int:
+        return self.training.steps
+
+    @override
+    def groups(self) -> list[Group]:
+        members = [(_STREAM, run) for arm in self.arms for run in arm.runs()]
+        return [Group(f"seed{seed}", seed, members) for seed in self.seeds]
+
+    @override
+    def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
+        d_in, seed = self.train.shape[1], group.seed
+        runs = [run for _, run in group.members]
+        saes = {run.name: build(run, d_in, self.d_sae, seed, self.device) for run in runs}
+        batches = ({_STREAM: batch} for batch in shuffled_batches(self.train, self.training.batch_size, seed))
+        trained = train_together(saes, dict.fromkeys(saes, _STREAM), batches, self.training, seed, self.device, advance)
+        return [measured_row(_STREAM, seed, run, trained[run.name], self._measure) for run in runs]
+
+    def _measure(self, trained: TrainingSAE[Any]) -> dict[str, Any]:
+        sae = inference_sae(trained, device=self.device)
+        return {**reconstruction_figures(sae, self.test), **afa_figures(sae, self.test)}
+
+    @override
+    def notes(self) -> list[str]:
+        (tokens, d_in), epochs = self.train.shape, self.training.steps * self.training.batch_size / len(self.train)
+        return [
+            f"{tokens:,} tokens of width {d_in} to train on ({epochs:.1f} times each), {len(self.test):,} to judge on;"
+            f" {self.d_sae} latents.",
+            training_note(self.training),
+            "Activations are standardised token by token (SAELens' layer_norm); all figures are in that space.",
+            f"A code with L0 > d_in = {d_in} is not sparse: a dense code is exact there, and most variance is"
+            " explained by the densest code of a grid. MDL counts the code alone, not what it leaves out.",
+        ]
+
+
+_OPTIONS = {"train": "--activations", "test": "--test"}
+
+
+@dataclass(frozen=True)
+class DemoActivationsSweep(LanguageModelSweep):
+    """See `LanguageModelSweep`; explained variance and cross-entropy are drawn."""
+
+    plots = (_VARIANCE, CE_PLOT)
+    key_figures = (
+        "l0", "explained_variance", "ce_with_sae", "ce_score", "dead_latents", "shrinkage", "norm_ratio",
+        "activation_ratio", "reconstruction_ratio", "epsilon_lbo", "mdl_bits",
+    )  # fmt: skip
+
+
+def activations_sweep(
+    activations: str | Path | None = None,
+    test: str | Path | None = None,
+    *,
+    preset: str = "quick",
+    d_sae: int | None = None,
+    arms: Sequence[Arm] = (),
+    seeds: Sequence[int] = (),
+    steps: int | None = None,
+    device: str = "cpu",
+) -> Sweep:
+    """The architectures on the activations of a file, or of the bundled model where no file is given.
+
+    Args:
+        activations, test: .safetensors files of one tensor [tokens, d_in] each: to train on, to judge on.
+        preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
+        d_sae: Latents; four times d_in if None.
+        arms, seeds: In place of the preset's, where given.
+        steps: In place of the preset's; warm-up, decay and the dead-latent window change in proportion.
+        device: Of model and SAEs.
+
+    Raises:
+        ValueError, FileNotFoundError: a file, preset, architecture or setting that will not do; nothing has been
+            trained then.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}.")
+    base = PRESETS[preset]
+    chosen: dict[str, Any] = {
+        "arms": without_normalisation(arms or base.arms),
+        "training": base.training if steps is None else base.training.with_steps(steps),
+        "seeds": tuple(seeds) or base.seeds,
+        "device": device,
+    }
+    if activations is not None and test is not None:
+        width = read_activations(activations, "--activations").shape[1]
+        return ActivationsSweep(Path(activations), Path(test), d_sae or 4 * width, **chosen)
+    if activations is not None or test is not None:
+        raise ValueError("give both --activations and --test, or none of them for the bundled model.")
+    return DemoActivationsSweep(
+        title="SAEs on activations of the bundled model",
+        source=TextSource(context_size=base.context_size),
+        hooks={"layer 2": _DEMO_HOOK},
+        d_in=_DEMO_D_IN,
+        d_sae=d_sae or 4 * _DEMO_D_IN,
+        test_tokens=base.test_tokens,
+        ce_tokens=base.ce_tokens,
+        saes_per_group=len([run for arm in chosen["arms"] for run in arm.runs()]) or 1,
+        **chosen,
+    )

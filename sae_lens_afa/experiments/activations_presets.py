@@ -1,0 +1,68 @@
+"""Sizes of the comparison on real activations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sae_lens_afa.experiments.arms import Arm
+from sae_lens_afa.experiments.training import Training
+
+
+@dataclass(frozen=True)
+class Preset:
+    """See `ActivationsSweep` and `LanguageModelSweep`; the last three are for the bundled model."""
+
+    arms: tuple[Arm, ...]
+    training: Training
+    seeds: tuple[int, ...]
+    context_size: int
+    test_tokens: int
+    ce_tokens: int
+
+
+def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
+    """The grids; `law_step` is the step at which Feature Choice fits its Zipf law, after Mutual Choice until then."""
+    zipf = {"prior": "zipf", "feature_choice_start_step": law_step}
+    ks = (4, 8, 16, 32, 64) if dense else (8, 32)
+    return (
+        Arm("standard", "l1_coefficient", (0.3, 1.0, 3.0, 10.0) if dense else (1.0, 3.0)),
+        Arm("topk", "k", ks),
+        Arm("batchtopk", "k", ks),
+        Arm("jumprelu", "l0_coefficient", (0.3, 1.0, 3.0) if dense else (1.0,)),
+        Arm("mutual_choice", "k", (8, 16, 32) if dense else (8, 32)),
+        Arm("feature_choice", "k", (8, 32) if dense else (32,)),
+        Arm("feature_choice", "k", (8, 32) if dense else (32,), zipf, "feature_choice, zipf"),
+        Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 64, 1 / 32, 1 / 16) if dense else (1 / 128, 1 / 32)),
+    )
+
+
+PRESETS = {
+    "quick": Preset(
+        arms=_arms(dense=False, law_step=120),
+        training=Training(
+            steps=300, batch_size=256, lr=1e-3, dead_feature_window=20, lr_warm_up_steps=15, lr_decay_steps=60
+        ),
+        seeds=(0, 1, 2),
+        context_size=128,
+        test_tokens=16_384,
+        ce_tokens=4096,
+    ),
+    "full": Preset(
+        arms=_arms(dense=True, law_step=1000),
+        training=Training(
+            steps=2500, batch_size=512, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=500
+        ),
+        seeds=(0, 1, 2),
+        context_size=128,
+        test_tokens=32_768,
+        ce_tokens=16_384,
+    ),
+    "tiny": Preset(
+        arms=(Arm("topk", "k", (4,)), Arm("mutual_choice", "k", (4,))),
+        training=Training(steps=6, batch_size=64, lr=1e-3, dead_feature_window=2),
+        seeds=(0, 1),
+        context_size=32,
+        test_tokens=256,
+        ce_tokens=64,
+    ),
+}

@@ -1,0 +1,161 @@
+"""What is compared: an architecture with one hyperparameter that varies over a grid."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAEConfig
+
+_FORM = "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:..."
+
+_UNSCALED = ("none", "layer_norm")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One SAE to train: an arm at one value of its grid.
+
+    Attributes:
+        label: What the arm is called in tables and plots.
+        architecture: Its name in SAELens' registry.
+        hyperparameter, value: The field of the configuration that varies, and its value here.
+        settings: Other fields of the configuration.
+    """
+
+    label: str
+    architecture: str
+    hyperparameter: str
+    value: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Unique in a sweep."""
+        return f"{self.label} {self.hyperparameter}={self.value:g}"
+
+    def sae_config(self, d_in: int, d_sae: int, device: str = "cpu") -> TrainingSAEConfig:
+        """The SAE's configuration.
+
+        Raises:
+            ValueError: an unknown architecture or field, or a value that the architecture refuses.
+        """
+        config_class: Any = config_class_of(self.architecture)
+        given = {**self.settings, self.hyperparameter: self.value}
+        known = [f.name for f in fields(config_class)]
+        for name in given:
+            if name not in known:
+                raise ValueError(f"architecture {self.architecture!r} has no setting {name!r}{_near(name, known)}.")
+        try:
+            return config_class(**{"d_in": d_in, "d_sae": d_sae, "device": device, **given})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An architecture and the grid of its hyperparameter.
+
+    Attributes:
+        architecture: Any name that is registered with SAELens.
+        hyperparameter: The field of its configuration that varies.
+        values: The grid.
+        settings: Other fields of the configuration, the same for all.
+        label: What it is called in tables and plots; the architecture if empty.
+    """
+
+    architecture: str
+    hyperparameter: str
+    values: tuple[float, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """The label, or else the architecture."""
+        return self.label or self.architecture
+
+    def runs(self) -> list[Run]:
+        """A run for each value."""
+        return [Run(self.name, self.architecture, self.hyperparameter, v, self.settings) for v in self.values]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {**asdict(self), "label": self.name, "values": list(self.values), "settings": dict(self.settings)}
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """An arm from `topk:k=4,8` or `label=top_afa:afa_coefficient=0.03,0.06;normalize_activations=none`.
+
+        Raises:
+            ValueError: another form; the message says which is expected.
+        """
+        head, _, rest = text.partition(":")
+        label, _, architecture = head.rpartition("=")
+        grid, *settings = rest.split(";")
+        name, _, values = grid.partition("=")
+        pairs = [part.partition("=") for part in settings]
+        try:
+            numbers = tuple(_number(value) for value in values.split(","))
+        except ValueError:
+            raise ValueError(f"--grid {text!r}: {values!r} are not numbers; {_FORM}.") from None
+        if not architecture or not name or any(not key or not value for key, _, value in pairs):
+            raise ValueError(f"--grid {text!r} is not understood; {_FORM}.")
+        return cls(architecture, name, numbers, {key: _value(value) for key, _, value in pairs}, label)
+
+
+def check_arms(arms: Sequence[Arm], d_in: int, d_sae: int) -> None:
+    """Build every configuration once, so that what is wrong is said before anything is trained.
+
+    Raises:
+        ValueError: no arms, two runs of one name, an unknown architecture or field, a value that is refused.
+    """
+    runs = [run for arm in arms for run in arm.runs()]
+    if not runs:
+        raise ValueError("nothing to compare: give at least one architecture with one value.")
+    names = [run.name for run in runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twice)} is there twice; give the arms different labels (LABEL=ARCHITECTURE:...).")
+    for run in runs:
+        normalisation = run.sae_config(d_in, d_sae).normalize_activations
+        if normalisation not in _UNSCALED:
+            raise ValueError(
+                f"{run.name}: normalize_activations={normalisation!r} needs an estimate of scale, which sweeps do not"
+                f" make; use one of {', '.join(map(repr, _UNSCALED))}."
+            )
+
+
+def config_class_of(architecture: str) -> type[TrainingSAEConfig]:
+    """The configuration class that SAELens has for training `architecture`.
+
+    Raises:
+        ValueError: it has none; the message lists near names.
+    """
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        known = list(SAE_TRAINING_CLASS_REGISTRY)
+        raise ValueError(f"unknown architecture {architecture!r}{_near(architecture, known)}.")
+    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+def _number(text: str) -> float:
+    """A number or a quotient, an int where it is whole (`k` of TopK has to be one)."""
+    numerator, _, denominator = text.partition("/")
+    value = float(numerator) / float(denominator or 1)
+    return int(value) if value.is_integer() else value
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON (numbers, true, null), or else a string."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,59 @@
+"""A row of results, whether its run succeeded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sae_lens.saes.sae import TrainingSAE
+
+from sae_lens_afa.experiments.arms import Run
+from sae_lens_afa.experiments.statistics import OK
+from sae_lens_afa.experiments.training import Trained, Training
+
+
+def measured_row(
+    stream: str, seed: int, run: Run, trained: Trained, measure: Callable[[TrainingSAE[Any]], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """The row of a run: its figures, or in `status` why there are none.
+
+    Args:
+        stream: Data that it was trained on.
+        seed: Of the run.
+        run: What was trained.
+        trained: What came of it.
+        measure: Figures of a trained SAE.
+    """
+    cfg = trained.sae.cfg
+    row = {
+        "stream": stream, "label": run.label, "architecture": run.architecture,
+        "hyperparameter": run.hyperparameter, "value": run.value, "seed": seed, "status": OK, "d_in": cfg.d_in,
+        "d_sae": cfg.d_sae,
+    }  # fmt: skip
+    if trained.failure:
+        return {**row, "status": f"failed: {trained.failure}"}
+    try:
+        return {**row, **measure(trained.sae)}
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0][:200]
+        return {**row, "status": f"failed: measuring: {type(error).__name__}: {reason}"}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse no seeds, or one that is there twice: that is no second sample.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must be different numbers >= 0, at least one, got {list(seeds)}.")
+
+
+def training_note(training: Training) -> str:
+    """Steps and windows, for the report."""
+    windows = training.steps / training.dead_feature_window
+    return (
+        f"Every SAE: {training.steps:,} steps of {training.batch_size} tokens, Adam with learning rate {training.lr:g}."
+        f" A latent counts as dead after {training.dead_feature_window} steps without firing; the training is"
+        f" {windows:.0f} times as long."
+    )

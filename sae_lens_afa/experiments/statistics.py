@@ -1,0 +1,155 @@
+"""Runs of several seeds put together: means and spreads, the best of each grid, Welch's test between them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+Row = Mapping[str, Any]
+OK = "ok"
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """By which figure the best of a grid is chosen.
+
+    Attributes:
+        figure: Its column.
+        title: What it is called.
+        higher_is_better: Or lower.
+        max_l0: Choose only among settings whose mean L0 is at most this.
+    """
+
+    figure: str
+    title: str
+    higher_is_better: bool
+    max_l0: float | None = None
+
+    def __str__(self) -> str:
+        which = f"{'highest' if self.higher_is_better else 'lowest'} mean {self.title}"
+        return which if self.max_l0 is None else f"{which} with L0 <= {self.max_l0:g}"
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The runs of one setting that differ in their seed only.
+
+    Attributes:
+        stream: Data that they were trained on.
+        label, hyperparameter, value: The setting.
+        rows: Runs that succeeded.
+        n_failed: Runs that did not.
+    """
+
+    stream: str
+    label: str
+    hyperparameter: str
+    value: float
+    rows: tuple[Row, ...]
+    n_failed: int
+
+    @property
+    def setting(self) -> str:
+        """The hyperparameter and its value."""
+        return f"{self.hyperparameter}={self.value:g}"
+
+    def values(self, figure: str) -> list[float]:
+        """The figure for each seed for which it is defined."""
+        return [row[figure] for row in self.rows if row.get(figure) is not None]
+
+    def mean(self, figure: str) -> float | None:
+        """Mean over seeds."""
+        values = self.values(figure)
+        return fmean(values) if values else None
+
+    def spread(self, figure: str) -> float | None:
+        """Standard deviation over seeds (n - 1); None for fewer than two."""
+        values = self.values(figure)
+        return stdev(values) if len(values) > 1 else None
+
+
+def summarise(rows: Iterable[Row]) -> list[Summary]:
+    """A summary for each setting, stream by stream, in the order of the runs."""
+    rows = list(rows)
+    streams = list(dict.fromkeys(row["stream"] for row in rows))
+    settings: dict[tuple[str, str, str, float], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: streams.index(row["stream"])):
+        key = (row["stream"], row["label"], row["hyperparameter"], row["value"])
+        settings.setdefault(key, []).append(row)
+    summaries: list[Summary] = []
+    for (stream, label, hyperparameter, value), group in settings.items():
+        good = tuple(row for row in group if row["status"] == OK)
+        summaries.append(Summary(stream, label, hyperparameter, value, good, len(group) - len(good)))
+    return summaries
+
+
+def best_of_grids(summaries: Sequence[Summary], criterion: Criterion) -> list[Summary]:
+    """For each stream and arm the setting that is best by the mean over seeds.
+
+    A setting of which a run failed cannot be the best; an arm without a setting that qualifies has no best one.
+    """
+    best: dict[tuple[str, str], Summary] = {}
+    for summary in summaries:
+        key, value, l0 = (summary.stream, summary.label), summary.mean(criterion.figure), summary.mean("l0")
+        too_dense = criterion.max_l0 is not None and (l0 is None or l0 > criterion.max_l0)
+        if value is None or summary.n_failed or too_dense:
+            continue
+        if key not in best or _better(value, best[key].mean(criterion.figure), criterion):
+            best[key] = summary
+    return list(best.values())
+
+
+def _better(value: float, other: float | None, criterion: Criterion) -> bool:
+    return other is None or (value > other if criterion.higher_is_better else value < other)
+
+
+@dataclass(frozen=True)
+class Welch:
+    """Welch's test of two arms.
+
+    Attributes:
+        stream: Data.
+        first, second: The better and the other setting.
+        difference: Mean of the first minus mean of the second.
+        t, df, p: Statistic, degrees of freedom, two-sided p; None where the test is not defined.
+    """
+
+    stream: str
+    first: Summary
+    second: Summary
+    difference: float
+    t: float | None
+    df: float | None
+    p: float | None
+
+
+def welch_tests(best: Sequence[Summary], criterion: Criterion) -> list[Welch]:
+    """In each stream, the best arm against each other arm, each at its best setting.
+
+    Samples are seeds. Both settings were chosen by these same values, so p is too small rather than too large, and it
+    is not corrected for the number of tests.
+    """
+    tests: list[Welch] = []
+    for stream in dict.fromkeys(summary.stream for summary in best):
+        arms = [summary for summary in best if summary.stream == stream]
+        sign = -1 if criterion.higher_is_better else 1
+        first, *others = sorted(arms, key=lambda summary: sign * (summary.mean(criterion.figure) or 0.0))
+        for second in others:
+            a, b = first.values(criterion.figure), second.values(criterion.figure)
+            tests.append(Welch(stream, first, second, fmean(a) - fmean(b), *welch(a, b)))
+    return tests
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float | None, float | None]:
+    """t, degrees of freedom and two-sided p; None where a sample has fewer than two values or none varies."""
+    if len(a) < 2 or len(b) < 2 or (stdev(a) == 0 and stdev(b) == 0):
+        return None, None, None
+    from scipy import stats  # pyright: ignore[reportMissingTypeStubs]  (as heavy as it is untyped)
+
+    result: Any = stats.ttest_ind(a, b, equal_var=False)
+    values = tuple(float(value) for value in (result.statistic, result.df, result.pvalue))
+    t, df, p = (value if math.isfinite(value) else None for value in values)
+    return t, df, p

@@ -1,0 +1,179 @@
+"""A language model and its text as a stream of standardised activations, on SAELens' multi-SAE runner."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import load_dataset
+from sae_lens import ActivationsStore
+from sae_lens.config import LoggingConfig
+from sae_lens.load_model import load_model
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+from sae_lens_afa._support import text_dataset
+from sae_lens_afa.demo import load_model as load_demo_model
+from sae_lens_afa.demo import load_text
+from sae_lens_afa.evals.sources import load_text_dataset
+from sae_lens_afa.experiments.measures import standardised
+from sae_lens_afa.experiments.training import OwnRandom, Training
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+DEMO = "demo"
+# Documents at the start of a data set that are kept for measuring.
+HELD_OUT_DOCUMENTS = 1000
+_PROMPTS = 32
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where activations come from.
+
+    Attributes:
+        model: A name that TransformerLens knows, or "demo" for the bundled model and text.
+        dataset: Hub id, folder or file, with the column `text` or, tokenised, `tokens` or `input_ids`; not for "demo".
+        context_size: Tokens of a prompt, the first of them BOS.
+    """
+
+    model: str = DEMO
+    dataset: str = ""
+    context_size: int = 128
+
+    def load_model(self, device: str) -> HookedRootModule:
+        """The model, with weights as they are (nothing folded or centred).
+
+        Raises:
+            ValueError, OSError: it is not known, or cannot be had.
+        """
+        if self.model == DEMO:
+            return load_demo_model(device)
+        try:
+            return load_model("HookedTransformer", self.model, device, {"center_writing_weights": False})
+        except (OSError, ValueError) as error:
+            raise _cannot_be_had("model", self.model, error) from error
+
+    def datasets(self) -> tuple[Any, Any]:
+        """Text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
+
+        Raises:
+            ValueError, OSError: it is of a kind that is not read, or cannot be had.
+        """
+        if self.model == DEMO:
+            text = load_text()
+            return text_dataset(text.train), text_dataset(text.held_out)
+        data = load_text_dataset(self.dataset)
+        if isinstance(data, str):
+            try:
+                data = load_dataset(data, split="train", streaming=True)
+            except (OSError, ValueError) as error:
+                raise _cannot_be_had("dataset", self.dataset, error) from error
+        return data.skip(HELD_OUT_DOCUMENTS), data.take(HELD_OUT_DOCUMENTS)
+
+
+def _cannot_be_had(what: str, name: str, error: Exception) -> Exception:
+    reason = str(error).partition("\n")[0][:200]
+    kind = OSError if isinstance(error, OSError) else ValueError
+    return kind(f"{what} {name!r} cannot be loaded: {reason} The preset demo needs no network.")
+
+
+def training_batches(
+    source: TextSource,
+    model: HookedRootModule,
+    dataset: Any,
+    saes: Mapping[str, TrainingSAE[Any]],
+    hooks: Mapping[str, str],
+    training: Training,
+    seed: int,
+    device: str,
+) -> Iterator[dict[str, Tensor]]:
+    """Endless batches of standardised activations [batch_size, d_in] by hook, all from one forward pass.
+
+    SAELens' `MultiSAETrainingRunner` checks the hooks and makes the store. Seeds mix the text's tokens in another
+    way; its order is the same.
+    """
+    # As many contexts in the mixing buffer as half of it covers a batch.
+    buffer = max(32, 4 * -(-training.batch_size // source.context_size))
+    cfg = MultiSAETrainingRunnerConfig(
+        saes={name: sae.cfg for name, sae in saes.items()}, hook_names=dict(hooks), model_name=source.model,
+        dataset_path=source.dataset or "King James Bible (bundled)", context_size=source.context_size,
+        training_tokens=training.steps * training.batch_size, train_batch_size_tokens=training.batch_size,
+        store_batch_size_prompts=_PROMPTS, n_batches_in_buffer=buffer, device=device, seed=seed,
+        logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None, output_path=None,
+    )  # fmt: skip
+    runner = MultiSAETrainingRunner(cfg, override_dataset=dataset, override_model=model, override_saes=dict(saes))
+    loader = runner.activations_store.get_multi_hook_data_loader()
+    draw = OwnRandom("data", seed)
+    while True:
+        with draw():
+            batch = next(loader)
+        yield {hook: standardised(activations) for hook, activations in batch.items()}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Text that was not trained on.
+
+    Attributes:
+        prompts: Tokens, [prompts, context_size].
+        activations: Raw ones of all of them, [tokens, d_in] by hook, on the CPU.
+    """
+
+    prompts: Tensor
+    activations: Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def held_out(
+    source: TextSource, model: HookedRootModule, dataset: Any, hooks: Sequence[str], tokens: int, device: str
+) -> HeldOut:
+    """At least `tokens` tokens of held-out text with their activations.
+
+    Raises:
+        ValueError: the text has fewer.
+    """
+    store = ActivationsStore.from_config_multi_hook(
+        model, dataset=dataset, hook_names=list(hooks), hook_d_ins=hook_widths(model, hooks), streaming=False,
+        context_size=source.context_size, store_batch_size_prompts=_PROMPTS, device=device,
+    )  # fmt: skip
+    prompts: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
+    for _ in range(-(-tokens // (source.context_size * _PROMPTS))):
+        try:
+            batch = store.get_batch_tokens(raise_at_epoch_end=True)
+        except StopIteration:
+            raise ValueError(
+                f"the held-out text has fewer than test_tokens={tokens} tokens; lower it or give a larger dataset."
+            ) from None
+        cache: Any = model.run_with_cache(batch, names_filter=list(hooks), return_type=None)[1]
+        prompts.append(batch)
+        for hook in hooks:
+            kept[hook].append(cache[hook].flatten(0, 1).float().cpu())
+    return HeldOut(torch.cat(prompts), {hook: torch.cat(parts) for hook, parts in kept.items()})
+
+
+@torch.no_grad()
+def hook_widths(model: HookedRootModule, hooks: Sequence[str]) -> dict[str, int]:
+    """d_in at each hook.
+
+    Raises:
+        ValueError: the model has no such hook, or it is not [batch, position, d_in].
+    """
+    for hook in hooks:
+        if hook not in model.hook_dict:
+            near = difflib.get_close_matches(hook, list(model.hook_dict), n=3)
+            raise ValueError(
+                f"the model has no hook {hook!r}" + (f"; did you mean {', '.join(near)}?" if near else ".")
+            )
+    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    cache: Any = model.run_with_cache(token, names_filter=list(hooks), return_type=None)[1]
+    for hook in hooks:
+        if cache[hook].ndim != 3:
+            raise ValueError(f"hook {hook!r} has shape {list(cache[hook].shape)}, expected [batch, position, d_in].")
+    return {hook: cache[hook].shape[-1] for hook in hooks}

@@ -1,0 +1,87 @@
+"""Synthetic data with known features, by fixed names; on `sae_lens.synthetic`, which is imported when one is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
+
+# Of the features and their frequencies: the same world for every run.
+WORLD_SEED = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """Features, how often they fire and with what others.
+
+    Attributes:
+        about: What is special about it.
+        hidden_dim: d_in.
+        num_features: Features; the SAEs have as many latents.
+        max_prob, min_prob, exponent: Firing probabilities by a Zipf law, scaled to this range.
+        orthogonalization_steps: Of SAELens' optimiser that makes the features quasi-orthogonal.
+        correlation: Rank and scale of the correlations between the features' firing.
+        hierarchy: Roots, children per parent and depth: a child fires only where its parent does.
+    """
+
+    about: str
+    hidden_dim: int
+    num_features: int
+    max_prob: float = 0.4
+    min_prob: float = 0.001
+    exponent: float = 1.0
+    orthogonalization_steps: int = 200
+    correlation: tuple[int, float] | None = None
+    hierarchy: tuple[int, int, int] | None = None
+
+    def config(self) -> SyntheticModelConfig:
+        """The configuration for SAELens."""
+        from sae_lens.synthetic import (
+            HierarchyConfig,
+            LowRankCorrelationConfig,
+            OrthogonalizationConfig,
+            SyntheticModelConfig,
+            ZipfianFiringProbabilityConfig,
+        )
+
+        options: dict[str, Any] = {}
+        if self.correlation is not None:
+            rank, scale = self.correlation
+            options["correlation"] = LowRankCorrelationConfig(rank=rank, correlation_scale=scale)
+        if self.hierarchy is not None:
+            roots, branching, depth = self.hierarchy
+            options["hierarchy"] = HierarchyConfig(
+                total_root_nodes=roots, branching_factor=branching, max_depth=depth, compensate_probabilities=True
+            )
+        return SyntheticModelConfig(
+            num_features=self.num_features,
+            hidden_dim=self.hidden_dim,
+            firing_probability=ZipfianFiringProbabilityConfig(self.exponent, self.max_prob, self.min_prob),
+            orthogonalization=OrthogonalizationConfig(num_steps=self.orthogonalization_steps),
+            std_firing_magnitudes=0.2,
+            bias=False,
+            seed=WORLD_SEED,
+            **options,
+        )
+
+    def make(self) -> SyntheticModel:
+        """The generator, on the CPU."""
+        from sae_lens.synthetic import SyntheticModel
+
+        return SyntheticModel(self.config())
+
+
+WORLDS = {
+    "zipf-2x": World("quasi-orthogonal, Zipfian, superposition 2x", 128, 256),
+    "zipf-4x": World("quasi-orthogonal, Zipfian, superposition 4x", 128, 512),
+    "zipf-8x": World("quasi-orthogonal, Zipfian, superposition 8x", 128, 1024),
+    "correlated": World("as zipf-4x, features fire together (rank 16)", 128, 512, correlation=(16, 0.2)),
+    "hierarchical": World(
+        "as zipf-4x, trees: a child fires only where its parent does", 128, 512,
+        max_prob=0.05, min_prob=0.005, exponent=0.5, hierarchy=(32, 4, 2),
+    ),
+    "zipf-4x-wide": World("as zipf-4x, twice as wide", 256, 1024, max_prob=0.458),
+    "tiny": World("for tests", 12, 24, max_prob=0.3, min_prob=0.02, orthogonalization_steps=5),
+}  # fmt: skip

@@ -1,0 +1,110 @@
+"""The comparison on activations of a file, and on the bundled model."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from sae_lens_afa.cli import app
+from sae_lens_afa.experiments import Arm, activations_sweep, run_sweep
+from sae_lens_afa.experiments.activation_file import read_activations, shuffled_batches
+from sae_lens_afa.experiments.measures import standardised
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = tmp_path / "train.safetensors", tmp_path / "test.safetensors"
+    for path, tokens in zip(paths, (300, 100), strict=True):
+        save_file({"activations": 2 + torch.randn(tokens, 12)}, path)
+    return paths
+
+
+def test_a_file_is_compared_and_the_report_says_how(files, tmp_path):
+    sweep = activations_sweep(*files, preset="tiny")
+    assert sweep.d_sae == 48
+    assert run_sweep(sweep, tmp_path / "out", progress=False, max_groups=1) is None
+    result = run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out", progress=False)
+    whole = run_sweep(sweep, tmp_path / "whole", progress=False)
+    assert result.rows == whole.rows
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert set(table["label"]) == {"topk", "mutual_choice"}
+    assert len(table) == 4
+    assert set(table["status"]) == {"ok"}
+    text = (tmp_path / "out" / "report.md").read_text()
+    for part in ("300 tokens of width 12", "100 to judge on", "48 latents", "L0 <= 3", "l0_explained_variance.png"):
+        assert part in text
+
+
+def test_a_file_that_has_changed_is_another_sweep(files, tmp_path):
+    run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out", progress=False, max_groups=1)
+    save_file({"activations": torch.randn(300, 12)}, files[0])
+    with pytest.raises(ValueError, match=r"train\.sha256 is .* there and .* here"):
+        run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out", progress=False)
+
+
+def test_the_bundled_model_gives_cross_entropy_too(tmp_path):
+    result = run_sweep(activations_sweep(preset="tiny"), tmp_path / "out", progress=False)
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert len(table) == 4
+    assert table[["explained_variance", "ce", "ce_with_sae", "ce_ablated", "ce_score"]].notna().all().all()
+    assert {file.name for file in result.files} >= {"l0_explained_variance.png", "l0_ce_with_sae.png"}
+
+
+def test_batches_are_epochs_in_another_order_each():
+    activations = torch.arange(10.0)[:, None]
+    stream = shuffled_batches(activations, 4, 0)
+    epochs = [torch.cat([next(stream), next(stream)]).flatten().tolist() for _ in range(20)]
+    assert all(len(set(epoch)) == 8 for epoch in epochs)  # none twice; the two that are left over wait
+    assert len({tuple(epoch) for epoch in epochs}) > 10
+    assert set().union(*epochs) == set(range(10))
+    again = shuffled_batches(activations, 4, 0)
+    torch.rand(3)
+    assert next(again).flatten().tolist() == epochs[0][:4]
+
+
+def test_a_file_is_read_in_float32_and_standardised(files):
+    save_file({"x": torch.ones(4, 12, dtype=torch.bfloat16)}, files[0])
+    assert read_activations(files[0], "--activations").dtype == torch.float32
+    sweep = activations_sweep(files[1], files[0], preset="tiny")
+    torch.testing.assert_close(sweep.train, standardised(read_activations(files[1], "--test")))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": torch.ones(300, 13)}, "13 wide and test activations 12"),
+        ({"a": torch.full((300, 12), torch.nan)}, "300 tokens with NaN or infinity, the first at 0"),
+        ({"a": torch.ones(12)}, r"--activations .*shape \[12\], expected \[tokens, d_in\]"),
+        ({"a": torch.ones(20, 12)}, "20 tokens are fewer than a batch of 64"),
+        ({"a": torch.ones(2, 12), "b": torch.ones(2, 12)}, "--activations .* must hold one tensor"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_first(files, content, message):
+    save_file(content, files[0])
+    with pytest.raises(ValueError, match=message):
+        activations_sweep(*files, preset="tiny")
+
+
+def test_other_mistakes_are_said_first(files, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"--test .*none\.safetensors is not a file"):
+        activations_sweep(files[0], tmp_path / "none.safetensors", preset="tiny")
+    with pytest.raises(ValueError, match="are the same file"):
+        activations_sweep(files[0], files[0], preset="tiny")
+    with pytest.raises(ValueError, match="give both --activations and --test"):
+        activations_sweep(files[0], preset="tiny")
+    with pytest.raises(ValueError, match="unknown preset 'x'; there are quick, full, tiny"):
+        activations_sweep(preset="x")
+    with pytest.raises(ValueError, match="unknown architecture 'x'"):
+        activations_sweep(*files, preset="tiny", arms=[Arm("x", "k", (1,))])
+
+
+def test_the_command(files, tmp_path):
+    args = ["sweep", "activations", "--activations", str(files[0]), "--test", str(files[1]), "--preset", "tiny"]
+    args += ["--output", str(tmp_path / "out"), "--seed", "0", "--d-sae", "24", "--grid", "gated:l1_coefficient=0.1,1"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert "2 runs" in result.output
+    assert "| activations | gated |" in result.output

@@ -1,0 +1,42 @@
+"""What is compared: grids as text, and what is refused before anything is trained."""
+
+from __future__ import annotations
+
+import pytest
+
+import sae_lens_afa  # noqa: F401  (registers the architectures)
+from sae_lens_afa.experiments.arms import Arm, check_arms
+
+
+def test_an_arm_is_read_from_text():
+    arm = Arm.parse("raw=top_afa:afa_coefficient=1/32,0.5;normalize_activations=none;k_aux=7")
+    assert arm == Arm("top_afa", "afa_coefficient", (1 / 32, 0.5), {"normalize_activations": "none", "k_aux": 7}, "raw")
+    assert [run.name for run in arm.runs()] == ["raw afa_coefficient=0.03125", "raw afa_coefficient=0.5"]
+
+
+def test_whole_numbers_are_integers_as_topk_needs_them():
+    (run,) = Arm.parse("topk:k=4").runs()
+    assert isinstance(run.value, int)
+    assert run.sae_config(8, 16).k == 4
+
+
+@pytest.mark.parametrize("text", ["topk", "topk:", "topk:k", "topk:k=", "topk:k=a", "topk:k=4;x", ":k=4", "x=:k=4"])
+def test_other_text_is_refused_with_the_form_that_is_expected(text):
+    with pytest.raises(ValueError, match=r"--grid .*expected ARCHITECTURE:FIELD=VALUE"):
+        Arm.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (Arm("topkk", "k", (4,)), "unknown architecture 'topkk'; did you mean .*topk"),
+        (Arm("topk", "kk", (4,)), "architecture 'topk' has no setting 'kk'"),
+        (Arm("top_afa", "afa_coefficient", (-1.0,)), "top_afa afa_coefficient=-1: .*afa_coefficient"),
+        (Arm("topk", "k", (4,), {"normalize_activations": "expected_average_only_in"}), "needs an estimate of scale"),
+        (Arm("topk", "k", (4, 4)), "topk k=4 is there twice"),
+        (Arm("topk", "k", ()), "nothing to compare"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_first(arm, message):
+    with pytest.raises(ValueError, match=message):
+        check_arms([arm], 8, 16)

@@ -1,0 +1,238 @@
+"""The ground-truth benchmark from its command to its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+from sae_lens.synthetic import eval_sae_on_synthetic_data
+from typer.testing import CliRunner
+
+from sae_lens_afa.cli import app
+from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
+from sae_lens_afa.experiments.ground_truth import made, samples
+from sae_lens_afa.experiments.ground_truth_presets import PRESETS
+from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, reconstruction_figures
+from sae_lens_afa.experiments.rows import measured_row
+from sae_lens_afa.experiments.training import OwnRandom, Trained, build
+from sae_lens_afa.experiments.worlds import WORLDS
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sweep") / "out"
+    return run_sweep(ground_truth_sweep("tiny"), folder, command="sae-lens-afa sweep ...", progress=False)
+
+
+def test_description_length_of_the_published_example():
+    assert mdl_bits(65, 25_000) == pytest.approx(1404.63, abs=0.005)
+    with pytest.raises(ValueError, match="d_sae must be at least 1"):
+        mdl_bits(1, 0)
+
+
+def test_there_is_a_row_for_every_run(finished):
+    table = pd.read_csv(finished.folder / "runs.csv")
+    pd.testing.assert_frame_equal(table, pd.read_parquet(finished.folder / "runs.parquet"), check_dtype=False)
+    arms = PRESETS["tiny"].arms
+    assert len(table) == 2 * sum(len(arm.values) for arm in arms) == len(finished.rows)
+    assert set(table["status"]) == {"ok"}
+    assert set(table["seed"]) == {0, 1}
+    for figure in ("l0", "true_l0", "explained_variance", "mse", "mcc", "f1", "uniqueness", "dead_latents", "shrinkage",
+                   "norm_ratio", "epsilon_lbo", "mdl_bits"):  # fmt: skip
+        assert table[figure].notna().all(), figure
+    assert table.loc[table["label"] == "topk", "l0"].max() <= 3
+    assert [mdl_bits(row["l0"], 24) for row in finished.rows] == [row["mdl_bits"] for row in finished.rows]
+    assert "time" not in " ".join(table.columns)
+
+
+def test_the_report_has_every_run_the_settings_and_the_command(finished):
+    text = (finished.folder / "report.md").read_text()
+    for part in (
+        "sae-lens-afa sweep ...", "6 runs, 0 of them failed", "Best of each grid: highest mean MCC", "Welch's test",
+        "## The whole grid", "## Every run", "dead after 5 steps", "4 times as long", "torch ",
+    ):  # fmt: skip
+        assert part in text
+    every = text.partition("## Every run")[2].partition("## Settings")[0]
+    assert every.count("| tiny |") == 6
+    settings = json.loads(text.partition("```json\n")[2].partition("\n```")[0])
+    assert settings == json.loads(json.dumps(ground_truth_sweep("tiny").settings()))
+    for name in ("mcc", "f1", "mse"):
+        assert f"l0_{name}.png" in text
+        assert (finished.folder / f"l0_{name}.html").stat().st_size > 1000
+
+
+def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
+    sweep = ground_truth_sweep("tiny")
+    assert run_sweep(sweep, tmp_path / "out", progress=False, max_groups=1) is None
+    first = tmp_path / "out" / "runs" / "tiny-seed0.json"
+    before = first.stat().st_mtime_ns
+
+    def killed(steps: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run_group(sweep.groups()[1], killed)
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["tiny-seed0.json"]
+    result = run_sweep(sweep, tmp_path / "out", progress=False)
+    assert first.stat().st_mtime_ns == before
+    assert result.rows == finished.rows
+
+
+def test_runs_that_fail_are_shown_and_not_dropped(tmp_path, capsys):
+    # SAELens' TopK raises under layer_norm as soon as a latent is dead.
+    arms = [Arm("topk", "k", (1,), {"normalize_activations": "layer_norm"}), Arm("standard", "l1_coefficient", (0.1,))]
+    result = run_sweep(ground_truth_sweep("tiny", arms=arms, steps=40), tmp_path / "out")
+    assert result.n_failed == 2
+    assert "2 failed" in str(result)
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert table["status"].str.startswith("failed: step ").sum() == 2
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "4 runs, 2 of them failed" in text
+    assert text.partition("## Failures")[2].count("- tiny, topk k=1, seed") == 2
+    assert "No setting qualifies of: topk (tiny)." in text
+    assert "failed: step" in capsys.readouterr().out
+
+
+def test_a_sweep_of_failures_only_still_reports(tmp_path):
+    arms = [Arm("topk", "k", (1,), {"normalize_activations": "layer_norm"})]
+    result = run_sweep(ground_truth_sweep("tiny", arms=arms, steps=40), tmp_path / "out", progress=False)
+    assert result.n_failed == len(result.rows) == 2
+    assert "No setting qualifies." in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu", "mutual_choice", "top_afa"])
+def test_figures_are_those_of_sae_lens_evaluator(architecture):
+    model = made("tiny")
+    chooses_k = architecture in ("topk", "batchtopk", "mutual_choice")
+    run = Run("a", architecture, "k", 3) if chooses_k else Run("a", architecture, "d_sae", 24)
+    trained = build(run, 12, 24, 0, "cpu")
+    with torch.no_grad():  # a bias, so that means matter
+        trained.b_dec += 0.1
+    sae = inference_sae(trained)
+    with OwnRandom("test", 5)():
+        expected = eval_sae_on_synthetic_data(sae, model.feature_dict, model.activation_generator, 300, 128)
+    with OwnRandom("test", 5)():
+        test = torch.cat([model.sample(n) for n in (128, 128, 44)])
+    figures = reconstruction_figures(sae, test)
+    assert figures["l0"] == pytest.approx(expected.sae_l0)
+    assert figures["dead_latents"] == expected.dead_latents
+    # SAELens sums in float32, ours in float64: 300 tokens of 12 numbers.
+    assert figures["shrinkage"] == pytest.approx(expected.shrinkage, rel=1e-5)
+    literal = 1 - ((test - sae(test)) ** 2).sum() / ((test - test.mean(0)) ** 2).sum()
+    assert figures["explained_variance"] == pytest.approx(literal.item(), abs=1e-5)
+    assert figures["mse"] == pytest.approx(((test - sae(test)) ** 2).mean().item(), rel=1e-5)
+
+
+def test_the_data_depends_on_the_seed_only():
+    model = made("tiny")
+    first = next(samples(model, 8, 1))
+    torch.rand(3)
+    assert torch.equal(first, next(samples(model, 8, 1)))
+    assert not torch.equal(first, next(samples(model, 8, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "l0"), [("zipf-2x", 2.3), ("zipf-4x", 2.83), ("zipf-8x", 3.62), ("zipf-4x-wide", 4.0)]
+)
+def test_zipfian_worlds_have_the_stated_true_l0(name, l0):
+    world = WORLDS[name]
+    cfg = world.config()
+    assert cfg.firing_probability.generate(cfg.num_features).sum().item() == pytest.approx(l0, abs=0.05)
+    assert world.num_features / world.hidden_dim == {"zipf-2x": 2, "zipf-8x": 8}.get(name, 4)
+
+
+def test_special_worlds_are_what_they_say():
+    assert WORLDS["correlated"].config().correlation.rank == 16
+    assert WORLDS["hierarchical"].config().hierarchy.max_depth == 2
+    assert math.prod((WORLDS["hierarchical"].hierarchy[0], 1 + 4 + 16)) >= WORLDS["hierarchical"].num_features
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "fast"}, "unknown preset 'fast'; there are quick, full, tiny"),
+        ({"worlds": ["flat"]}, "unknown world 'flat'; there are zipf-2x"),
+        ({"seeds": [1, 1]}, "seeds must be different"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used"),
+        ({"arms": [Arm("nope", "k", (1,))]}, "unknown architecture 'nope'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_trained(options, message):
+    with pytest.raises(ValueError, match=message):
+        ground_truth_sweep(**{"preset": "tiny", **options})
+
+
+def test_the_command_line_does_not_import_the_experiments_before_they_run():
+    code = (
+        "import sys, sae_lens_afa.cli; sys.exit(any('afa.experiments' in m or m == 'scipy.stats' for m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, tmp_path):
+    code = (
+        "import sys; from sae_lens_afa.experiments import *;"
+        "run_sweep(ground_truth_sweep('tiny'), sys.argv[1], progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")])
+    first = tmp_path / "out" / "runs" / "tiny-seed0.json"
+    while not first.is_file() and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    assert first.is_file()
+    assert run_sweep(ground_truth_sweep("tiny"), tmp_path / "out", progress=False).rows == finished.rows
+
+
+def test_fields_are_checked_too():
+    sweep = ground_truth_sweep("tiny")
+    with pytest.raises(ValueError, match="worlds must name at least one"):
+        replace(sweep, worlds=())
+    with pytest.raises(ValueError, match="test_tokens must be at least 2"):
+        replace(sweep, test_tokens=1)
+
+
+def test_an_sae_that_cannot_be_measured_is_a_failed_run():
+    trained = Trained(build(PRESETS["tiny"].arms[0].runs()[0], 12, 24, 0, "cpu"))
+
+    def measure(sae):
+        raise TypeError("no relation\nmore")
+
+    row = measured_row("tiny", 3, PRESETS["tiny"].arms[0].runs()[0], trained, measure)
+    assert row["status"] == "failed: measuring: TypeError: no relation"
+    assert (row["stream"], row["seed"], row["d_sae"]) == ("tiny", 3, 24)
+
+
+def test_presets_train_many_times_the_window_in_which_latents_die():
+    for name in ("quick", "full"):
+        sweep = ground_truth_sweep(name)
+        assert sweep.training.steps >= 10 * sweep.training.dead_feature_window
+        assert all(arm.settings.get("feature_choice_start_step", 0) < sweep.training.steps / 2 for arm in sweep.arms)
+        assert len(sweep.seeds) == 3
+
+
+def test_the_command_runs_refuses_other_settings_and_says_how_to_go_on(tmp_path, monkeypatch):
+    args = ["sweep", "ground-truth", "--preset", "tiny", "--output", str(tmp_path / "out"), "--seed", "3",
+            "--grid", "topk:k=2,3", "--grid", "mutual_choice:k=2"]  # fmt: skip
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert "3 runs" in result.output
+    assert "report.md" in result.output
+    again = CliRunner().invoke(app, [*args, "--steps", "30"])
+    assert "holds a sweep with other settings: training.steps is 20 there and 30 here" in str(again.exception)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sae_lens_afa.experiments.command.run_sweep", interrupted)
+    stopped = CliRunner().invoke(app, args)
+    assert stopped.exit_code == 130
+    assert "the same command goes on" in stopped.output

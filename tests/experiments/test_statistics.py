@@ -1,0 +1,87 @@
+"""Seeds put together: literal formulas beside ours."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import betainc
+
+from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, summarise, welch, welch_tests
+
+HIGH = Criterion("mcc", "MCC", True)
+LOW = Criterion("mse", "MSE", False)
+
+
+def row(label="a", value=1.0, seed=0, status=OK, stream="s", **figures):
+    return {
+        "stream": stream, "label": label, "hyperparameter": "k", "value": value, "seed": seed, "status": status,
+        **figures,
+    }  # fmt: skip
+
+
+def literal_welch(a, b):
+    """Welch (1947): t, Satterthwaite's degrees of freedom, two-sided p by the incomplete beta function."""
+    n, m = len(a), len(b)
+    mean_a, mean_b = math.fsum(a) / n, math.fsum(b) / m
+    va = math.fsum((x - mean_a) ** 2 for x in a) / (n - 1) / n
+    vb = math.fsum((x - mean_b) ** 2 for x in b) / (m - 1) / m
+    t = (mean_a - mean_b) / math.sqrt(va + vb)
+    df = (va + vb) ** 2 / (va**2 / (n - 1) + vb**2 / (m - 1))
+    return t, df, betainc(df / 2, 0.5, df / (df + t * t))
+
+
+samples = st.lists(st.integers(-1000, 1000), min_size=2, max_size=6, unique=True)
+
+
+@given(samples, samples)
+def test_welch_is_the_literal_formula(a, b):
+    t, df, p = welch(a, b)
+    # Whole numbers up to 1000: sums are exact, what is left is a few roundings and the beta function's.
+    assert (t, df, p) == pytest.approx(literal_welch(a, b), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b"), [([1.0], [1.0, 2.0]), ([], [1.0, 2.0]), ([1.0, 1.0], [2.0, 2.0])])
+def test_welch_is_not_defined_without_spread(a, b):
+    assert welch(a, b) == (None, None, None)
+
+
+def test_a_summary_is_over_seeds_of_one_setting_and_counts_failures():
+    rows = [row(seed=0, mcc=0.5), row(seed=1, mcc=0.7), row(seed=2, status="failed: x"), row(value=2.0, mcc=0.1)]
+    first, second = summarise(rows)
+    assert first.mean("mcc") == pytest.approx(0.6)
+    assert first.spread("mcc") == pytest.approx(math.sqrt(0.02))
+    assert (first.n_failed, second.n_failed) == (1, 0)
+    assert second.spread("mcc") is None
+    assert second.mean("unknown") is None
+
+
+def test_the_best_of_a_grid_is_that_of_the_mean_and_never_one_that_failed():
+    rows = [
+        row(value=1.0, mcc=0.5, mse=0.2, l0=9), row(value=2.0, mcc=0.6, mse=0.3, l0=3),
+        row(value=3.0, mcc=0.9, mse=0.1, l0=1), row(value=3.0, seed=1, status="failed: x"),
+        row("b", mcc=0.2, mse=0.9, l0=50), row("c", status="failed: x"),
+    ]  # fmt: skip
+    summaries = summarise(rows)
+    assert [(s.label, s.value) for s in best_of_grids(summaries, HIGH)] == [("a", 2.0), ("b", 1.0)]
+    assert [(s.label, s.value) for s in best_of_grids(summaries, LOW)] == [("a", 1.0), ("b", 1.0)]
+    sparse = Criterion("mse", "MSE", False, max_l0=5)
+    assert [(s.label, s.value) for s in best_of_grids(summaries, sparse)] == [("a", 2.0)]
+    assert str(sparse) == "lowest mean MSE with L0 <= 5"
+
+
+def test_the_best_arm_of_each_stream_is_tested_against_the_others():
+    rows = [
+        row(label, seed=seed, stream=stream, mcc=mcc + 0.01 * seed)
+        for stream in ("s", "t")
+        for label, mcc in (("a", 0.1), ("b", 0.9), ("c", 0.5))
+        for seed in range(3)
+    ]
+    tests = welch_tests(best_of_grids(summarise(rows), HIGH), HIGH)
+    assert [(t.stream, t.first.label, t.second.label) for t in tests] == [
+        ("s", "b", "c"), ("s", "b", "a"), ("t", "b", "c"), ("t", "b", "a"),
+    ]  # fmt: skip
+    assert tests[0].difference == pytest.approx(0.4)
+    assert tests[0].p < 1e-5
