@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TOKEN, environment
+from hub_client import TOKEN, environment
 from hub_server import FakeHub
 
 LOAD_AND_COMPARE = """
