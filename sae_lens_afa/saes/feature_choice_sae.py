@@ -34,7 +34,7 @@ from sae_lens_afa.saes._checks import check_choice, check_integer, check_number
 from sae_lens_afa.saes._matching import feature_choice, firing_counts
 from sae_lens_afa.saes.aux_zipf import uncompiled
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
-from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, fit_zipf
+from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, expected_densities, fit_zipf
 
 # The largest change of a threshold in one batch, in units of feature_threshold_lr.
 _LARGEST_STEP = 10
@@ -120,6 +120,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         # Derived from the buffers, as in DensityTracking.
         self._n_choice_batches: int | None = None
         self._choosing: bool | None = None
+        self._fits_to_batch = False
         self._allocated: tuple[tuple[int, ...], Tensor] | None = None
 
     @property
@@ -141,54 +142,58 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         self._choosing = step >= self.cfg.feature_choice_start_step
         if not self._choosing:
             super().prepare(step)
-        elif self.turn == 0 and not self._has_nothing_to_fit:
-            self._settle_law()
-
-    @property
-    def _has_nothing_to_fit(self) -> bool:
-        return self.cfg.fits_law and self.n_observed == 0
-
-    def _settle_law(self) -> None:
-        """Put the law in force by which features share the matches from now on."""
-        cfg = self.cfg
-        if cfg.fits_law:
-            law = fit_zipf(self.density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
-        else:
-            law = ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
-        self.set_law(law, cfg.k)
-
-    @uncompiled
-    def _settle_law_by(self, hidden_pre: Tensor) -> None:
-        """Fit the law to how Mutual Choice would share out this batch, for want of densities observed before."""
-        warnings.warn(
-            "Feature Choice starts without a phase to observe densities in: its Zipf law is fitted to the first batch,"
-            " of an untrained SAE. Give feature_choice_start_step > 0, or zipf_exponent.",
-            stacklevel=2,
-        )
-        counts = firing_counts(super().share_out(hidden_pre.detach())[0])
-        density = (counts / hidden_pre.shape[:-1].numel()).to(self.density.dtype)
-        self.set_law(fit_zipf(density, exponent=self.cfg.zipf_exponent, offset=self.cfg.zipf_offset), self.cfg.k)
+        elif self.turn == 0:
+            self._fits_to_batch = self.cfg.fits_law and self.n_observed == 0
+            if not self._fits_to_batch:
+                self.set_law(self._law(), self.cfg.k)
 
     @override
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
         if not self.choosing:
             return super().share_out(hidden_pre)
-        if self._has_nothing_to_fit and self.expected_by_rank() is None:
+        if self._fits_to_batch:
             self._settle_law_by(hidden_pre)
-        return feature_choice(hidden_pre, self._matches(self.budget(hidden_pre), hidden_pre.shape[:-1].numel()))
+        return feature_choice(hidden_pre, self._matches(hidden_pre.detach()))
 
     @uncompiled
-    def _matches(self, n_matches: int, n_tokens: int) -> Tensor:
+    def _settle_law_by(self, hidden_pre: Tensor) -> None:
+        warnings.warn(
+            "Feature Choice starts without a phase to observe densities in: its Zipf law is fitted to the first batch,"
+            " of an untrained SAE. Give feature_choice_start_step > 0, or zipf_exponent.",
+            stacklevel=2,
+        )
+        self.set_law(self._law(hidden_pre), self.cfg.k)
+        self._fits_to_batch = False
+
+    def _law(self, hidden_pre: Tensor | None = None) -> ZipfLaw:
+        """The law by which features share the matches: given, or fitted to the densities observed so far.
+
+        Without any, it is fitted to how Mutual Choice would share out a batch, by its pre-activations.
+        """
+        cfg = self.cfg
+        if not cfg.fits_law:
+            return ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
+        density = self.density
+        if self.n_observed == 0 and hidden_pre is not None:
+            counts = firing_counts(super().share_out(hidden_pre.detach())[0])
+            density = (counts / hidden_pre.shape[:-1].numel()).to(density.dtype)
+        return fit_zipf(density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
+
+    @uncompiled
+    def _matches(self, hidden_pre: Tensor) -> Tensor:
         """m_i of this batch for each feature, int64 [d_sae]."""
-        if self.expected_by_rank() is None:
-            self._settle_law()
+        n_matches, n_tokens = self.budget(hidden_pre), hidden_pre.shape[:-1].numel()
+        turn = self.turn if n_matches < self.cfg.d_sae else 0
         expected = self.expected_by_rank()
-        assert expected is not None
-        # With at least as many matches as features, all batches of one size share them out alike.
-        key = (n_matches, n_tokens, self.turn if n_matches < self.cfg.d_sae else 0)
-        if self._allocated is None or self._allocated[0] != key:
-            self._allocated = key, allocate_matches(expected, n_matches, n_tokens, turn=key[-1]).to(expected.device)
-        by_rank = self._allocated[1]
+        if expected is None:  # encoded before the first step, which settles the law
+            expected = expected_densities(self._law(hidden_pre), self.cfg.d_sae, self.cfg.k)
+            by_rank = allocate_matches(expected, n_matches, n_tokens, turn=turn).to(self.density.device)
+        else:
+            # With at least as many matches as features, all batches of one size share them out alike.
+            key = (n_matches, n_tokens, turn)
+            if self._allocated is None or self._allocated[0] != key:
+                self._allocated = key, allocate_matches(expected, n_matches, n_tokens, turn=turn).to(expected.device)
+            by_rank = self._allocated[1]
         if self.cfg.prior == "uniform":
             return by_rank
         return torch.empty_like(by_rank).scatter_(0, self.features_by_density(), by_rank)
