@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import warnings
@@ -40,6 +41,12 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_dataset(texts: Sequence[str]) -> Dataset:

@@ -192,6 +192,15 @@ def check_output_folder(output: Path, *, overwrite: bool) -> None:
         raise FileExistsError(f"output folder {output} exists; pass --overwrite to replace it, or give another one.")
 
 
+def check_hook_name(model: HookedRootModule, hook_name: str) -> None:
+    """Raise ValueError, with the nearest names, unless the model has such a hook."""
+    if hook_name not in model.hook_dict:
+        near = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
+        raise ValueError(
+            f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {', '.join(near)}?" if near else ".")
+        )
+
+
 @torch.no_grad()
 def check_hook(model: HookedRootModule, hook_name: str, d_in: int, head_index: int | None = None) -> None:
     """Run one token through the model and compare what it gives at the hook with the SAE's width.
@@ -199,11 +208,7 @@ def check_hook(model: HookedRootModule, hook_name: str, d_in: int, head_index: i
     Raises:
         ValueError: the model has no such hook, or its activations are not `d_in` wide.
     """
-    if hook_name not in model.hook_dict:
-        similar = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
-        raise ValueError(
-            f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {similar}?" if similar else ".")
-        )
+    check_hook_name(model, hook_name)
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     # The class's own method: with compile_llm the instance's is compiled, for the batches to come.
     acts: torch.Tensor = type(model).run_with_cache(model, token, names_filter=[hook_name])[1][hook_name]

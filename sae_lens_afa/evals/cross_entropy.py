@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
@@ -26,6 +27,9 @@ class CrossEntropy:
         hook_name: Where they are.
         activation_scaler: The trainer's scaling, where it is not folded into the SAE.
         model_kwargs: Of each forward pass.
+
+    Attributes:
+        n_tokens: Tokens predicted so far.
     """
 
     def __init__(
@@ -39,22 +43,36 @@ class CrossEntropy:
         self._sae, self._model, self._hook_name, self._kwargs = sae, model, hook_name, model_kwargs
         self._scaler = activation_scaler or ActivationScaler()
         self._sums = dict.fromkeys(_NAMES, 0.0)
-        self._count = 0
+        self.n_tokens = 0
 
     def add(self, prompts: Int[Tensor, "prompts context"]) -> None:
         """Run the model three times on these prompts."""
-        losses = get_recons_loss(
-            self._sae, self._model, self._scaler, prompts, compute_kl=False, compute_ce_loss=True,
-            model_kwargs=self._kwargs, hook_name=self._hook_name,
-        )  # fmt: skip
-        self._count += losses[_NAMES[0]].numel()
+        with _heads_joined_outside(self._sae):
+            losses = get_recons_loss(
+                self._sae, self._model, self._scaler, prompts, compute_kl=False, compute_ce_loss=True,
+                model_kwargs=self._kwargs, hook_name=self._hook_name,
+            )  # fmt: skip
+        self.n_tokens += losses[_NAMES[0]].numel()
         for name in _NAMES:
             self._sums[name] += float(losses[name].double().sum())
 
     def figures(self) -> dict[str, float | None]:
         """The three means, and `ce_loss_score`: the part of the loss of ablation that the SAE recovers (1 is all)."""
-        if self._count == 0:
+        if self.n_tokens == 0:
             return {}
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: value / self.n_tokens for name, value in self._sums.items()}
         without, with_sae, ablated = (means[name] for name in _NAMES)
         return {**means, "ce_loss_score": None if ablated == without else (ablated - with_sae) / (ablated - without)}
+
+
+@contextmanager
+def _heads_joined_outside(sae: SAE[Any]) -> Generator[None]:
+    """SAELens joins the heads of hook_z itself before it asks the SAE, which must not do so again."""
+    if not sae.hook_z_reshaping_mode:
+        yield
+        return
+    sae.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        sae.turn_on_forward_pass_hook_z_reshaping()

@@ -182,6 +182,18 @@ def _activations(
         )[1]
 
 
+def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts context"] | None:
+    """The next `size` prompts of the store's text, fewer at its end; None beyond it."""
+    prompts: list[Tensor] = []
+    for _ in range(size):
+        try:
+            # One at a time: at the end of the text the store drops a batch that it has begun.
+            prompts.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
+        except StopIteration:
+            break
+    return torch.cat(prompts) if prompts else None
+
+
 class _Text:
     """Reads prompts once, says which of their tokens are to be judged, and remembers them for their contexts."""
 
@@ -211,7 +223,7 @@ class _Text:
         """Token ids [prompts, context], the mask of those to judge, and their places in the text."""
         size = batch_size or self._store.store_batch_size_prompts
         while self.n_read < self._tokens:
-            batch = self._next_prompts(size)
+            batch = next_prompts(self._store, size)
             if batch is None:
                 warnings.warn(f"the text ended after {self.n_read} of {self._tokens} tokens.", stacklevel=3)
                 return
@@ -232,17 +244,6 @@ class _Text:
     def n_seen(self) -> int:
         """Tokens of the prompts so far, judged or not."""
         return self._n_prompts * self._width
-
-    def _next_prompts(self, size: int) -> Int[Tensor, "prompts context"] | None:
-        """Up to `size` prompts; None at the end of the text."""
-        prompts: list[Tensor] = []
-        for _ in range(size):
-            try:
-                # One at a time: at the end of the text the store drops a batch that it has begun.
-                prompts.append(self._store.get_batch_tokens(1, raise_at_epoch_end=True))
-            except StopIteration:
-                break
-        return torch.cat(prompts) if prompts else None
 
     def _remember(self, batch: Tensor) -> None:
         if self._n_prompts < self._max_prompts:

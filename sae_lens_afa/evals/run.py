@@ -178,17 +178,11 @@ def evaluate_activations(
         rescale_by_token_std=rescale_by_token_std, max_exact_tokens=max_exact_tokens, seed=seed,
     )  # fmt: skip
     batches: Iterable[Tensor] = [activations] if isinstance(activations, Tensor) else activations
-    rows = chain.from_iterable(judge.space.rows(_tensor(batch)).split(batch_size) for batch in batches)
+    rows = chain.from_iterable(judge.space.rows(batch).split(batch_size) for batch in batches)
     with tqdm(unit=" tokens", disable=not progress) as bar:
         for batch in rows:
             bar.update(judge.add(batch))
     return judge.result()
-
-
-def _tensor(batch: object) -> Tensor:
-    if not isinstance(batch, Tensor):
-        raise TypeError(f"activations must be a tensor or an iterable of tensors, got a {type(batch).__name__}.")
-    return batch
 
 
 def _norms(rows: Tensor) -> Tensor:

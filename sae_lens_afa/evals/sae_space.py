@@ -75,13 +75,17 @@ class SAESpace:
         self.decoder_norm = None if self._rescaled else decoder_norms(sae.W_dec)
         self._decoder_checked = False
 
-    def rows(self, activations: Tensor) -> Float[Tensor, "tokens d_in"]:
+    def rows(self, activations: Any) -> Float[Tensor, "tokens d_in"]:
         """Raw hook-point activations [..., d_in] (heads: [..., heads, d_head]) as [tokens, d_in].
 
         Raises:
-            TypeError: not floating point.
+            TypeError: not a tensor of floating point.
             ValueError: the shape does not fit, or there are no tokens.
         """
+        if not isinstance(activations, Tensor):
+            raise TypeError(
+                f"activations must be a tensor or an iterable of tensors, got a {type(activations).__name__}."
+            )
         hook = self.sae.cfg.metadata.hook_name
         by_head = self.sae.cfg.reshape_activations == "hook_z" or str(hook).endswith(_HEAD_HOOKS)
         if by_head and activations.ndim >= 2 and activations.shape[-1] != self.d_in:

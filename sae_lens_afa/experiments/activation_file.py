@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,12 +36,6 @@ def read_activations(path: str | Path, field: str) -> Tensor:
             f" {int((~finite).nonzero()[0])}; leave them out."
         )
     return activations.float()
-
-
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:

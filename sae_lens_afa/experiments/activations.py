@@ -11,8 +11,8 @@ from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import check_device
-from sae_lens_afa.experiments.activation_file import digest, read_activations, shuffled_batches
+from sae_lens_afa._support import check_device, sha256_of
+from sae_lens_afa.experiments.activation_file import read_activations, shuffled_batches
 from sae_lens_afa.experiments.activations_presets import PRESETS
 from sae_lens_afa.experiments.arms import Arm, check_arms
 from sae_lens_afa.experiments.language_model import CE_PLOT, LanguageModelSweep, sparse_limit, without_normalisation
@@ -68,7 +68,7 @@ class ActivationsSweep(Sweep):
                 f"activations are {self.train.shape[1]} wide and test activations {self.test.shape[1]}: they must be"
                 " of the same hook."
             )
-        if digest(self.train_file) == digest(self.test_file):
+        if sha256_of(self.train_file) == sha256_of(self.test_file):
             raise ValueError("activations and test activations are the same file; judge on tokens not trained on.")
         next(shuffled_batches(self.train, self.training.batch_size, 0))
         check_arms(self.arms, self.train.shape[1], self.d_sae)
@@ -86,17 +86,11 @@ class ActivationsSweep(Sweep):
     def settings(self) -> dict[str, Any]:
         return {
             "sweep": "activations",
-            "train": {"sha256": digest(self.train_file), "shape": list(self.train.shape)},
-            "test": {"sha256": digest(self.test_file), "shape": list(self.test.shape)},
+            "train": {"sha256": sha256_of(self.train_file), "shape": list(self.train.shape)},
+            "test": {"sha256": sha256_of(self.test_file), "shape": list(self.test.shape)},
             "d_sae": self.d_sae,
-            "arms": [arm.to_dict() for arm in self.arms],
-            "training": self.training.to_dict(),
-            "seeds": list(self.seeds),
+            **self.compared(),
         }
-
-    @override
-    def steps(self) -> int:
-        return self.training.steps
 
     @override
     def groups(self) -> list[Group]:

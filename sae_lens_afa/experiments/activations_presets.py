@@ -33,6 +33,7 @@ def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
         Arm("feature_choice", "k", (8, 32) if dense else (32,)),
         Arm("feature_choice", "k", (8, 32) if dense else (32,), zipf, "feature_choice, zipf"),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 64, 1 / 32, 1 / 16) if dense else (1 / 128, 1 / 32)),
+        Arm("top_afa", "target_ratio", (0.5, 0.6, 0.7, 0.85) if dense else (0.7,), {}, "top_afa, lower target"),
     )
 
 
@@ -48,9 +49,9 @@ PRESETS = {
         ce_tokens=4096,
     ),
     "full": Preset(
-        arms=_arms(dense=True, law_step=1000),
+        arms=_arms(dense=True, law_step=480),
         training=Training(
-            steps=2500, batch_size=512, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=500
+            steps=1200, batch_size=512, lr=1e-3, dead_feature_window=60, lr_warm_up_steps=60, lr_decay_steps=300
         ),
         seeds=(0, 1, 2),
         context_size=128,

@@ -49,6 +49,7 @@ class GroundTruthSweep(Sweep):
     test_tokens: int
     device: str = "cpu"
 
+    growing = ("worlds", "arms", "seeds")
     title = "SAEs on synthetic data with known features"
     criteria = (Criterion("mcc", "MCC", True), Criterion("f1", "F1", True))
     plots = (
@@ -78,15 +79,9 @@ class GroundTruthSweep(Sweep):
         return {
             "sweep": "ground-truth",
             "worlds": {name: asdict(WORLDS[name]) for name in self.worlds},
-            "arms": [arm.to_dict() for arm in self.arms],
-            "training": self.training.to_dict(),
-            "seeds": list(self.seeds),
+            **self.compared(),
             "test_tokens": self.test_tokens,
         }
-
-    @override
-    def steps(self) -> int:
-        return self.training.steps
 
     @override
     def groups(self) -> list[Group]:

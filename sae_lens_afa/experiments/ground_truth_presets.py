@@ -34,6 +34,7 @@ def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
         Arm("feature_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,), zipf, "feature_choice, zipf"),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32, 1 / 8) if dense else (1 / 32,), _TOP_AFA),
+        Arm("top_afa", "target_ratio", (0.5, 0.7, 0.85) if dense else (0.7,), _TOP_AFA, "top_afa, lower target"),
         Arm("top_afa", "afa_coefficient", (1 / 32,), {"normalize_activations": "none"}, "top_afa, raw"),
     )
 

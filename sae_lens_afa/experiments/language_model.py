@@ -75,6 +75,7 @@ class LanguageModelSweep(Sweep):
     saes_per_group: int
     device: str = "cpu"
 
+    growing = ("hooks", "arms", "seeds", "saes_per_group")
     plots = (Plot("mse", "mean squared error, standardised"), CE_PLOT)
     key_figures = _KEY_FIGURES
 
@@ -105,14 +106,8 @@ class LanguageModelSweep(Sweep):
             "source": asdict(self.source),
             "hooks": dict(self.hooks),
             **{name: getattr(self, name) for name in names},
-            "arms": [arm.to_dict() for arm in self.arms],
-            "training": self.training.to_dict(),
-            "seeds": list(self.seeds),
+            **self.compared(),
         }
-
-    @override
-    def steps(self) -> int:
-        return self.training.steps
 
     @override
     def groups(self) -> list[Group]:

@@ -1,48 +1,62 @@
-"""The folder of a sweep: its settings, and one whole file for each group of runs that is finished."""
+"""The folder of a sweep: its settings, and the row of every run that is finished, in whole files."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from typing import Any
 
 from sae_lens_afa._support import write_whole
+from sae_lens_afa.experiments.rows import key_of
 
-FORMAT = 1
+FORMAT = 2
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch", "numpy")
 
 
 class ResultFolder:
-    """Finished groups of a sweep on disk: kept over a kill, refused to another sweep.
+    """Finished runs of a sweep on disk: kept over a kill, refused to a sweep whose runs would be others.
+
+    A sweep may grow there: given more arms, seeds or data, it runs what is not finished. Processes that have
+    different seeds or data may fill one folder side by side.
 
     Args:
         folder: Made if it is missing.
         settings: What the sweep does; JSON values only.
+        growing: Keys of `settings` that may be others than those there. Where it is a mapping, what both have
+            must be the same.
 
     Raises:
         FileExistsError: `folder` is something else than a folder of a sweep.
         ValueError: it belongs to a sweep with other settings; the message names the first that differs.
     """
 
-    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
         self._runs = self.folder / "runs"
         own: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}))
+        # A list that grows is not kept: every row says what it is.
+        own = {key: value for key, value in own.items() if key not in growing or isinstance(value, dict)}
+        mappings = [key for key in growing if key in own]
         path = self.folder / "settings.json"
         if path.is_file():
-            self._check(json.loads(path.read_text()), own)
+            there = json.loads(path.read_text())
+            self._check(there, own, mappings)
+            own |= {key: {**there[key], **own[key]} for key in mappings}
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise FileExistsError(f"output {self.folder} exists and is not the folder of a sweep; give another one.")
         self._runs.mkdir(parents=True, exist_ok=True)
-        if not path.is_file():
-            text = json.dumps(own, indent=2) + "\n"
+        text = json.dumps(own, indent=2) + "\n"
+        if not path.is_file() or path.read_text() != text:
             write_whole(path, lambda partial: partial.write_text(text))
 
-    def _check(self, there: Any, here: dict[str, Any]) -> None:
+    def _check(self, there: dict[str, Any], here: dict[str, Any], mappings: Sequence[str]) -> None:
+        for key in mappings:
+            common = there.get(key, {}).keys() & here[key].keys()
+            there, here = ({**side, key: {k: side.get(key, {})[k] for k in sorted(common)}} for side in (there, here))
         difference = _first_difference(there, here, "")
         if difference:
             raise ValueError(
@@ -50,41 +64,46 @@ class ResultFolder:
                 " Give another --output, or the settings of that sweep to continue it."
             )
 
-    def finished(self, group: str) -> bool:
-        """Whether the group's runs are there."""
-        return self._file(group).is_file()
+    def write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the rows of runs that were finished together in the file `name`, with the versions they were made with.
 
-    def write(self, group: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Keep the rows of a finished group, with the versions they were made with."""
-        data = {"versions": versions(), "rows": [_none_for_nan(row) for row in rows]}
-        text = json.dumps(data, indent=1, allow_nan=False) + "\n"
-        write_whole(self._file(group), lambda partial: partial.write_text(text))
+        What that file has already stays there.
+        """
+        path = self._runs / f"{name}.json"
+        made = [
+            *(_read(path) if path.is_file() else []),
+            {"versions": versions(), "rows": [_none_for_nan(row) for row in rows]},
+        ]
+        text = json.dumps(made, indent=1, allow_nan=False) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text))
 
-    def rows(self, groups: Sequence[str]) -> list[dict[str, Any]]:
-        """All rows of those of the groups that are finished, in this order."""
-        return [row for group in groups if self.finished(group) for row in self._read(group)["rows"]]
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The rows of all finished runs by `rows.key_of`."""
+        return {key_of(row): row for made in self._made() for row in made["rows"]}
 
-    def versions(self, groups: Sequence[str]) -> list[dict[str, str]]:
-        """The versions that the groups were made with, each set once."""
-        seen: list[dict[str, str]] = []
-        for group in groups:
-            if self.finished(group) and (made_with := self._read(group)["versions"]) not in seen:
-                seen.append(made_with)
+    def versions(self, keys: Sequence[str]) -> list[dict[str, str]]:
+        """The versions that these runs were made with, each set once."""
+        wanted, seen = set(keys), list[dict[str, str]]()
+        for made in self._made():
+            if made["versions"] not in seen and wanted & {key_of(row) for row in made["rows"]}:
+                seen.append(made["versions"])
         return seen
 
-    def _file(self, group: str) -> Path:
-        return self._runs / f"{group}.json"
-
-    def _read(self, group: str) -> Any:
-        try:
-            return json.loads(self._file(group).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{self._file(group)} is damaged ({error}); remove it and run the sweep again.") from error
+    def _made(self) -> Iterator[Any]:
+        for path in sorted(self._runs.glob("*.json")):
+            yield from _read(path)
 
 
 def versions() -> dict[str, str]:
     """Versions of what the results depend on."""
     return {"python": python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+def _read(path: Path) -> list[Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it and run the sweep again.") from error
 
 
 def _first_difference(there: Any, here: Any, where: str) -> str:

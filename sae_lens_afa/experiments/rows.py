@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,21 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens_afa.experiments.arms import Run
 from sae_lens_afa.experiments.statistics import OK
 from sae_lens_afa.experiments.training import Trained, Training
+
+_IDENTITY = ("stream", "seed", "label", "architecture", "hyperparameter", "value", "settings")
+
+
+def identity(stream: str, seed: int, run: Run) -> dict[str, Any]:
+    """What a row says of the run that it is of."""
+    return {
+        "stream": stream, "seed": seed, "label": run.label, "architecture": run.architecture,
+        "hyperparameter": run.hyperparameter, "value": run.value, "settings": dict(run.settings),
+    }  # fmt: skip
+
+
+def key_of(row: Mapping[str, Any]) -> str:
+    """The same for two rows of the same run."""
+    return json.dumps([float(row[name]) if name == "value" else row[name] for name in _IDENTITY], sort_keys=True)
 
 
 def measured_row(
@@ -25,11 +41,7 @@ def measured_row(
         measure: Figures of a trained SAE.
     """
     cfg = trained.sae.cfg
-    row = {
-        "stream": stream, "label": run.label, "architecture": run.architecture,
-        "hyperparameter": run.hyperparameter, "value": run.value, "seed": seed, "status": OK, "d_in": cfg.d_in,
-        "d_sae": cfg.d_sae,
-    }  # fmt: skip
+    row = {**identity(stream, seed, run), "status": OK, "d_in": cfg.d_in, "d_sae": cfg.d_sae}
     if trained.failure:
         return {**row, "status": f"failed: {trained.failure}"}
     try:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from sae_lens_afa.experiments.arms import Run
+from sae_lens_afa.experiments.arms import Arm, Run
 from sae_lens_afa.experiments.report import Plot, write_report
 from sae_lens_afa.experiments.results import ResultFolder
+from sae_lens_afa.experiments.rows import identity, key_of
 from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, summarise
 from sae_lens_afa.experiments.tables import cell, summary_table
+from sae_lens_afa.experiments.training import Training
 
 Advance = Callable[[int], object]
 
@@ -26,28 +28,43 @@ class Group:
     Attributes:
         name: Of its file.
         seed: Of the SAEs and of the data's order.
-        members: The SAEs, each with the name of its data.
+        members: The SAEs, each with the name of its data. How one comes out does not depend on the others.
     """
 
     name: str
     seed: int
     members: Sequence[tuple[str, Run]]
 
+    def run_keys(self) -> list[str]:
+        """`rows.key_of` of each member's row."""
+        return [key_of(identity(stream, self.seed, run)) for stream, run in self.members]
+
+    def without(self, finished: Container[str]) -> Group:
+        """What is left of it to do."""
+        pairs = zip(self.run_keys(), self.members, strict=True)
+        return replace(self, members=[member for key, member in pairs if key not in finished])
+
 
 class Sweep(ABC):
     """What a sweep compares and how; `run_sweep` does the rest.
 
     Attributes:
+        arms, training, seeds: What is compared, how it is trained, and how often.
         title: Of the report.
         criteria: By which the best of each grid is chosen; the first one is shown in the terminal.
         plots: What is drawn against L0.
         key_figures: Columns of the tables in the report; runs.csv has all.
+        growing: Keys of `settings` that may be others when a folder is used again: what is finished is kept.
     """
 
+    arms: tuple[Arm, ...]
+    training: Training
+    seeds: tuple[int, ...]
     title: str
     criteria: Sequence[Criterion]
     plots: Sequence[Plot]
     key_figures: Sequence[str]
+    growing: Sequence[str] = ("arms", "seeds")
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -61,9 +78,17 @@ class Sweep(ABC):
     def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
         """Train and measure the runs of a group: a row for each. `advance` is told of SAE-steps that are done."""
 
-    @abstractmethod
+    def compared(self) -> dict[str, Any]:
+        """Arms, training and seeds, as part of `settings`."""
+        return {
+            "arms": [arm.to_dict() for arm in self.arms],
+            "training": self.training.to_dict(),
+            "seeds": list(self.seeds),
+        }
+
     def steps(self) -> int:
         """Training steps of a run."""
+        return self.training.steps
 
     def notes(self) -> list[str]:
         """What a reader of the report has to know."""
@@ -113,11 +138,12 @@ def run_sweep(
 ) -> SweepResult | None:
     """Run what is not finished of a sweep, and write its tables, plots and report.
 
-    A kill at any point loses at most the group in work; the same call goes on from there.
+    A kill at any point loses at most the group in work; the same call goes on from there. So does one with more
+    arms, seeds or data; its report has what it names.
 
     Args:
         sweep: What to compare.
-        output: Folder: settings.json, runs/, and when all is done runs.csv, runs.parquet, plots and report.md.
+        output: Folder of settings.json, runs/, and when all is done runs.csv, runs.parquet, plots and report.md.
         command: The command line, for the report.
         progress: Show a progress bar and a line for each finished run.
         max_groups: Stop after so many groups.
@@ -129,11 +155,14 @@ def run_sweep(
         ValueError, FileExistsError: as `ResultFolder`, before anything is trained.
     """
     groups = sweep.groups()
-    folder = ResultFolder(output, sweep.settings())
-    pending = [group for group in groups if not folder.finished(group.name)]
-    n_runs = sum(len(group.members) for group in groups)
-    done = n_runs - sum(len(group.members) for group in pending)
-    with tqdm(total=n_runs * sweep.steps(), initial=done * sweep.steps(), unit=" steps", disable=not progress) as bar:
+    folder = ResultFolder(output, sweep.settings(), sweep.growing)
+    finished = folder.finished()
+    pending = [left for group in groups if (left := group.without(finished)).members]
+    keys = [key for group in groups for key in group.run_keys()]
+    done = len(keys) - sum(len(group.members) for group in pending)
+    with tqdm(
+        total=len(keys) * sweep.steps(), initial=done * sweep.steps(), unit=" steps", disable=not progress
+    ) as bar:
         for group in pending[:max_groups]:
             bar.set_description(group.name)
             rows = sweep.run_group(group, bar.update)
@@ -143,9 +172,9 @@ def run_sweep(
                     bar.write(_line(row, sweep))
     if max_groups is not None and len(pending) > max_groups:
         return None
-    names = [group.name for group in groups]
-    rows = folder.rows(names)
-    files = write_report(folder.folder, sweep, rows, folder.versions(names), command)
+    finished = folder.finished()
+    rows = [finished[key] for key in keys]
+    files = write_report(folder.folder, sweep, rows, folder.versions(keys), command)
     return SweepResult(folder.folder, rows, sweep.criteria[0], sweep.key_figures[:7], files)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from sae_lens_afa.demo import load_text
 from sae_lens_afa.evals.sources import load_text_dataset
 from sae_lens_afa.experiments.measures import standardised
 from sae_lens_afa.experiments.training import OwnRandom, Training
+from sae_lens_afa.runner import check_hook_name
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -166,11 +166,7 @@ def hook_widths(model: HookedRootModule, hooks: Sequence[str]) -> dict[str, int]
         ValueError: the model has no such hook, or it is not [batch, position, d_in].
     """
     for hook in hooks:
-        if hook not in model.hook_dict:
-            near = difflib.get_close_matches(hook, list(model.hook_dict), n=3)
-            raise ValueError(
-                f"the model has no hook {hook!r}" + (f"; did you mean {', '.join(near)}?" if near else ".")
-            )
+        check_hook_name(model, hook)
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
     cache: Any = model.run_with_cache(token, names_filter=list(hooks), return_type=None)[1]
     for hook in hooks:

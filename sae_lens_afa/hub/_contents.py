@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,12 +151,4 @@ def _plain(value: Any) -> str:
 
 
 def _read_object(path: Path, where: str) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{where}: {path.name} is not JSON ({error}).") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: {path.name} must hold an object, it holds a {type(data).__name__}.")
-    return data
+    return _folder.read_object(path, where) if path.is_file() else {}

@@ -13,7 +13,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_afa.hub._remote import sha256_of
+from sae_lens_afa._support import sha256_of
 
 # As `sha256sum` writes it, so that `sha256sum --check` reads it.
 SHA256_FILENAME = f"{SAE_WEIGHTS_FILENAME}.sha256"
@@ -29,12 +29,7 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{where} has no {SAE_CFG_FILENAME}: give the folder of a saved SAE.")
-    try:
-        cfg = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, not JSON
-        raise ValueError(f"{where}: {SAE_CFG_FILENAME} is not JSON ({error}); get it anew.") from error
-    if not isinstance(cfg, dict):
-        raise ValueError(f"{where}: {SAE_CFG_FILENAME} must hold an object, it holds a {type(cfg).__name__}.")
+    cfg = read_object(path, where)
     if "architecture" in cfg and cfg["architecture"] not in SAE_TRAINING_CLASS_REGISTRY:
         check_architecture(cfg, where)
     cfg = handle_config_defaulting(cfg)
@@ -42,6 +37,21 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
         if not isinstance(cfg.get(name), int) or isinstance(cfg[name], bool) or cfg[name] < 1:
             raise ValueError(f"{where}: {name} in {SAE_CFG_FILENAME} must be an integer >= 1, got {cfg.get(name)!r}.")
     return cfg
+
+
+def read_object(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or holds something else.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, not JSON
+        raise ValueError(f"{where}: {path.name} is not JSON ({error}); get it anew.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {path.name} must hold an object, it holds a {type(data).__name__}.")
+    return data
 
 
 def is_training_form(cfg: dict[str, Any]) -> bool:

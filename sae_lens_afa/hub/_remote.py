@@ -15,6 +15,7 @@ from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
+from sae_lens_afa._support import sha256_of
 from sae_lens_afa.hub._errors import HubError, attempt
 
 ROOT = "."
@@ -174,12 +175,6 @@ def fetch(snapshot: Snapshot, path: str) -> Path:
         f"{doing}: what arrives is damaged, its digest is not the one that the Hub states ({_DOWNLOADS} downloads)."
         " Nothing was loaded, nothing is left in the cache; try again later, or from another network."
     )
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _git_blob_id(path: Path) -> str:

@@ -12,7 +12,7 @@ import torch
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import SAE
 
-from sae_lens_afa._support import check_device
+from sae_lens_afa._support import check_device, sha256_of
 from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import FILENAMES, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._remote import (
@@ -22,7 +22,6 @@ from sae_lens_afa.hub._remote import (
     in_folder,
     read_snapshot,
     sae_folders,
-    sha256_of,
 )
 from sae_lens_afa.runner import check_output_folder
 
@@ -166,9 +165,11 @@ def pull(
         check_output_folder(folder, overwrite=overwrite)
     for sae_id, folder in folders.items():
         source = _fetch_sae(snapshot, sae_id)
-        paths = [in_folder(sae_id, name) for name in FILENAMES]
-        files = [fetch(snapshot, path) for path in paths if path in snapshot.files]
-        _place(files, folder, sha256_of(source / SAE_WEIGHTS_FILENAME))
+        weights = in_folder(sae_id, SAE_WEIGHTS_FILENAME)
+        others = [in_folder(sae_id, name) for name in FILENAMES if name not in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)]
+        files = [source / SAE_CFG_FILENAME, source / SAE_WEIGHTS_FILENAME]
+        files += [fetch(snapshot, path) for path in others if path in snapshot.files]
+        _place(files, folder, snapshot.files[weights].sha256 or sha256_of(source / SAE_WEIGHTS_FILENAME))
     return list(folders.values())
 
 

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.evals import get_recons_loss
 from sae_lens.saes.sae import SAE
-from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.evals.metrics import AFAMetrics
 from sae_lens_afa.evals.sae_space import SAESpace
-from sae_lens_afa.interop._views import inference_view
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -72,7 +70,7 @@ def cross_entropies(
     model: HookedRootModule,
     prompts: Sequence[Int[Tensor, "prompts context"]],
     model_kwargs: dict[str, Any],
-) -> dict[str, float | int]:
+) -> dict[str, float | int | None]:
     """The figures of a `JumpReLUReport` that need a language model.
 
     Args:
@@ -85,21 +83,19 @@ def cross_entropies(
     Raises:
         ValueError: a cross-entropy is not finite.
     """
-    # Views, because SAELens' replacement joins heads itself.
-    views = {"original": inference_view(original), "export": inference_view(export)}
-    sums: dict[str, float] = dict.fromkeys(("cross_entropy", *(f"cross_entropy_{name}" for name in views)), 0.0)
-    n = 0
+    hook_name = str(original.cfg.metadata.hook_name)
+    losses = {
+        name: CrossEntropy(sae, model, hook_name, None, model_kwargs)
+        for name, sae in (("original", original), ("export", export))
+    }
     for tokens in prompts:
-        n += tokens[:, 1:].numel()
-        losses: dict[str, Tensor] = {}
-        for name, view in views.items():
-            losses = get_recons_loss(
-                view, model, ActivationScaler(), tokens, compute_kl=False, compute_ce_loss=True,
-                model_kwargs=model_kwargs,
-            )  # fmt: skip
-            sums[f"cross_entropy_{name}"] += float(losses["ce_loss_with_sae"].cpu().double().sum())
-        sums["cross_entropy"] += float(losses["ce_loss_without_sae"].cpu().double().sum())
-    means = {name: total / n for name, total in sums.items()}
-    if not all(map(math.isfinite, means.values())):
+        for loss in losses.values():
+            loss.add(tokens)
+    figures = {name: loss.figures() for name, loss in losses.items()}
+    means = {
+        "cross_entropy": figures["export"]["ce_loss_without_sae"],
+        **{f"cross_entropy_{name}": each["ce_loss_with_sae"] for name, each in figures.items()},
+    }
+    if not all(mean is not None and math.isfinite(mean) for mean in means.values()):
         raise ValueError(f"the language model's cross-entropies are not finite: {means}.")
-    return {"n_cross_entropy_tokens": n, **means}
+    return {"n_cross_entropy_tokens": losses["export"].n_tokens, **means}

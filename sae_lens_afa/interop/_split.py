@@ -37,7 +37,7 @@ class ActivationSplit:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         batches: Iterable[Tensor] = [activations] if isinstance(activations, Tensor) else activations
-        self._rows = chain.from_iterable(_checked_rows(space, batch).split(batch_size) for batch in batches)
+        self._rows = chain.from_iterable(space.rows(batch).split(batch_size) for batch in batches)
         self._batch_size, self._read = batch_size, 0
         self._judging: list[Tensor] = []
         self._n_judging = self.n_calibration = 0
@@ -87,9 +87,3 @@ class ActivationSplit:
             )
         self._read += len(rows)
         return rows
-
-
-def _checked_rows(space: SAESpace, batch: object) -> Tensor:
-    if not isinstance(batch, Tensor):
-        raise TypeError(f"activations must be a tensor or an iterable of tensors, got a {type(batch).__name__}.")
-    return space.rows(batch)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
@@ -23,6 +22,7 @@ from sae_lens_afa.evals.command import (
     model_and_text,
     with_demo,
 )
+from sae_lens_afa.evals.language_model import next_prompts
 from sae_lens_afa.interop._folder import check_replaceable, write_folder
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
 from sae_lens_afa.interop.reference_checkpoint import convert_reference_checkpoint
@@ -189,16 +189,11 @@ def _export_from_text(request: ExportRequest, *, progress: bool) -> SAE[Any]:
 
 def _activations(store: ActivationsStore, tokens: int, prompts: int) -> Iterator[Tensor]:
     """The store's next activations, up to so many tokens or the end of the text."""
-    n = 0
-    while n < tokens:
-        batch: list[Tensor] = []
-        try:
-            while len(batch) < prompts and n + len(batch) * store.context_size < tokens:
-                # One at a time: at the end of the text the store drops a batch that it has begun.
-                batch.extend(store.get_batch_tokens(1, raise_at_epoch_end=True))
-        except StopIteration:
-            tokens = 0
-        if batch:
-            acts = store.get_activations(torch.stack(batch)).flatten(0, 1)
-            n += len(acts)
-            yield acts
+    left = -(-tokens // store.context_size)
+    while left > 0:
+        wanted = min(prompts, left)
+        batch = next_prompts(store, wanted)
+        if batch is None:
+            return
+        yield store.get_activations(batch).flatten(0, 1)
+        left = left - wanted if len(batch) == wanted else 0

@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.evals.language_model import next_prompts
 from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
 from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.interop._calibration import ThresholdCalibration
@@ -185,14 +186,13 @@ def _next_prompts(store: ActivationsStore, tokens: int) -> list[Int[Tensor, "pro
         raise ValueError(f"cross_entropy_tokens must be at least 1, got {tokens}.")
     if store.dataset is None:
         raise ValueError("activation_store reads cached activations and has no token ids, which a cross-entropy needs.")
-    prompts: list[Tensor] = []
-    for _ in range(-(-tokens // store.context_size)):
-        try:
-            prompts.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
-        except StopIteration:
-            # The store begins again: what calibrates would not be other text.
-            raise ValueError(
-                f"the text ends after {len(prompts) * store.context_size} tokens, before the {tokens} of the"
-                " cross-entropy: give more text, or lower cross_entropy_tokens (--tokens)."
-            ) from None
-    return list(torch.cat(prompts).split(store.store_batch_size_prompts))
+    wanted = -(-tokens // store.context_size)
+    prompts = next_prompts(store, wanted)
+    if prompts is None or len(prompts) < wanted:
+        # The store begins again: what calibrates would not be other text.
+        read = 0 if prompts is None else prompts.numel()
+        raise ValueError(
+            f"the text ends after {read} tokens, before the {tokens} of the"
+            " cross-entropy: give more text, or lower cross_entropy_tokens (--tokens)."
+        )
+    return list(prompts.split(store.store_batch_size_prompts))

@@ -33,9 +33,13 @@ class Coded(NamedTuple):
 def encode(
     sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]
 ) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
-    """Feature activations and pre-activations of a normalised input; the target of the selection is ||x - b_dec||."""
+    """Feature activations and pre-activations of a normalised input.
+
+    The target of the selection is target_ratio * ||x - b_dec||.
+    """
     hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
-    selected = norm_matching_topk(hidden_pre, _target_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
+    target = _target_norm(x - sae.b_dec, sae.cfg.target_ratio)
+    selected = norm_matching_topk(hidden_pre, target, _decoder_norm(sae.W_dec))
     return sae.hook_sae_acts_post(selected), hidden_pre
 
 
@@ -52,13 +56,13 @@ def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> Coded:
         return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
     rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)
     W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
-    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms)
+    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms, sae.cfg.target_ratio)
     return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
 
 
-def _target_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
+def _target_norm(x_centered: Float[Tensor, "*tokens d_in"], ratio: float) -> Float[Tensor, "*tokens"]:
     accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
-    return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
+    return ratio * torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
 
 
 def _decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
@@ -113,11 +117,11 @@ class _Code(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor, ratio: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         x_centered = x - b_dec
-        target = _target_norm(x_centered)
+        target = _target_norm(x_centered, ratio)
         x_centered = x_centered.to(W_enc.dtype)
         hidden_pre = _matmul(x_centered, W_enc)
         feature_acts = norm_matching_topk(hidden_pre, target, norms)
@@ -143,7 +147,7 @@ class _Code(torch.autograd.Function):
                 columns = (grad_pre != 0).any(0).nonzero().squeeze(-1)
                 grad_W_enc[:, columns] += x_centered.T @ grad_pre[:, columns]
                 sums += grad_pre.sum(0)
-            return None, _bias_gradient(sums, W_enc).to(b_dtype), grad_W_enc, grad_W_dec, None
+            return None, _bias_gradient(sums, W_enc).to(b_dtype), grad_W_enc, grad_W_dec, None, None
         grad = _matmul(grad_decoded, W_dec.T)
         if grad_acts is not None:
             grad += grad_acts
@@ -152,7 +156,7 @@ class _Code(torch.autograd.Function):
             grad += grad_pre
         grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
         grad_b_dec = _bias_gradient(grad.sum(0, dtype=_accurate(grad)), W_enc).to(b_dtype)
-        return grad_x, grad_b_dec, _matmul(x_centered.T, grad), _matmul(feature_acts.T, grad_decoded), None
+        return grad_x, grad_b_dec, _matmul(x_centered.T, grad), _matmul(feature_acts.T, grad_decoded), None, None
 
 
 def _bias_gradient(sums: Tensor, W_enc: Tensor) -> Tensor:

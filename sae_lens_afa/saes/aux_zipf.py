@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import torch
-from sae_lens.saes.sae import SAE
+from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
@@ -91,7 +91,7 @@ def aux_zipf_loss(
     return coefficient * scale * (acts @ rows - residual).square().sum(-1).mean()
 
 
-class DensityTracking(SAE[Any]):
+class DensityTracking(TrainingSAE[Any]):
     """A moving average of feature densities and the Zipf law fitted to it; a base beside SAELens' own.
 
     The config has `density_lr` and `dying_fraction`. A class that needs no densities while `dying_fraction` is 0 sets
@@ -143,6 +143,10 @@ class DensityTracking(SAE[Any]):
         rate = max(self.cfg.density_lr, 1 / self._n_observed)
         self.density.lerp_((counts / n_tokens).to(self.density.dtype), rate)
 
+    def step_of(self, trainer_step: int) -> int:
+        """The step that this is: a checkpoint of SAELens counts one less than was trained, our own count goes on."""
+        return max(trainer_step, self.n_observed)
+
     def refit_law_if_due(self, step: int) -> None:
         """Fit the law every 1 / density_lr steps; until it can be fitted, no feature counts as under-used."""
         if step > 0 and step % round(1 / self.cfg.density_lr) == 0 and int((self.density > 0).sum()) >= MIN_FEATURES:
@@ -187,6 +191,12 @@ class DensityTracking(SAE[Any]):
     def drop_caches(self) -> None:
         """Forget what was derived from the buffers, which have been replaced."""
         self._expected = self._n_observed = None
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._tracked:
+            state_dict.pop(name, None)
 
     # A cast to bfloat16, in which a moving average stands still, is for the weights alone. SAELens casts on loading.
     @override

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -147,8 +146,7 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
     @uncompiled
     def begin_step(self, trainer_step: int) -> None:
         """What is due before a batch is encoded, at the step that the trainer says."""
-        # A checkpoint of SAELens counts one step less than was trained: the SAE's own count goes on as it was.
-        self.prepare(max(trainer_step, self.n_observed))
+        self.prepare(self.step_of(trainer_step))
 
     def prepare(self, step: int) -> None:
         """What is due before the batch of step `step`."""
@@ -190,9 +188,3 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
             for features, k_aux in groups
         ]
         return {"auxiliary_reconstruction_loss": losses[0] + losses[1]}
-
-    @override
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        for name in self._tracked:
-            state_dict.pop(name, None)

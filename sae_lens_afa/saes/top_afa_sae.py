@@ -42,12 +42,17 @@ PAPER_AFA_COEFFICIENT = 1 / 32
 
 @dataclass
 class TopAFASAEConfig(SAEConfig):
-    """Configuration of a `TopAFASAE`; the fields are those of every SAELens SAE.
+    """Configuration of a `TopAFASAE`: the fields of every SAELens SAE and one more.
+
+    Args:
+        target_ratio: The norm to match, as a multiple of ||x - b_dec||; see `TopAFATrainingSAEConfig`.
 
     Raises:
-        ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, or a
-            size below 1; the message names the field.
+        ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, a ratio
+            that is not positive, or a size below 1; the message names the field.
     """
+
+    target_ratio: float = 1.0
 
     @override
     @classmethod
@@ -58,6 +63,7 @@ class TopAFASAEConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shape_fields(self)
+        check_number(self, "target_ratio", positive=True)
 
 
 class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
@@ -92,6 +98,9 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         afa_warm_up_steps: Steps over which that weight rises linearly from 0.
         aux_loss_coefficient: Weight of the loss that has dead latents reconstruct the residual, in the same units.
         k_aux: Most dead latents per token that take part in it.
+        target_ratio: What norm to match, in the selection and in the loss, as a multiple of the dense norm. 1 is the
+            paper's. Sparse codes leave part of the norm out (0.55 to 0.7 are usual): a lower ratio asks for fewer
+            features.
         dying_fraction: Train latents that are under-used, too: those that fire less than this fraction of what a
             Zipf law of the densities expects (see `sae_lens_afa.saes.aux_zipf`). 0, the paper's: dead ones only.
         density_lr: Rate of the moving average of densities, which are tracked where `dying_fraction` is not 0.
@@ -113,6 +122,7 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
     afa_warm_up_steps: int = 0
     aux_loss_coefficient: float = 1 / 32
     k_aux: int = 512
+    target_ratio: float = 1.0
     dying_fraction: float = 0.0
     density_lr: float = 0.01
     loss_reduction: Literal["sum", "mean"] = "sum"
@@ -136,6 +146,7 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         check_integer(self, "afa_warm_up_steps", at_least=0)
         check_number(self, "aux_loss_coefficient")
         check_integer(self, "k_aux", at_least=1)
+        check_number(self, "target_ratio", positive=True)
         check_number(self, "dying_fraction", at_most=1)
         check_number(self, "density_lr", positive=True, at_most=1)
         check_choice(self, "loss_reduction", ("sum", "mean"))
@@ -221,8 +232,9 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
             aux_loss = dead_latent_loss(dead, feature_acts, hidden_pre, residual, self.W_dec, self.cfg.k_aux)
         if self.cfg.dying_fraction > 0:
             aux_loss = aux_loss + self._under_used_latent_loss(dead, hidden_pre, residual)
+        afa = afa_loss(feature_acts, self.cfg.target_ratio * x)
         return {
-            "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa_loss(feature_acts, x),
+            "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa,
             "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * self._loss_scale * aux_loss,
         }
 
@@ -244,19 +256,12 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
     @uncompiled
     def _refit_law(self, trainer_step: int) -> None:
         if self.cfg.dying_fraction > 0 and self.training:
-            # A checkpoint of SAELens counts one step less than was trained: the SAE's own count goes on as it was.
-            self.refit_law_if_due(max(trainer_step, self.n_observed))
+            self.refit_law_if_due(self.step_of(trainer_step))
 
     @uncompiled
     def _observe(self, feature_acts: Tensor) -> None:
         if self.cfg.dying_fraction > 0 and self.training:
             self.observe_densities(firing_counts(feature_acts), feature_acts.shape[:-1].numel())
-
-    @override
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        for name in self._tracked:
-            state_dict.pop(name, None)
 
     @property
     def _loss_scale(self) -> int:

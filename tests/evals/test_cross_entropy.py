@@ -79,3 +79,17 @@ def test_each_of_several_saes_on_the_same_prompts(model, sae, dataset):
         progress=False,
     )  # fmt: skip
     assert results["a"] == results["b"]
+
+
+def test_an_sae_on_all_heads(model, dataset):
+    hook = "blocks.1.attn.hook_z"
+    about = SAEMetadata(hook_name=hook, context_size=CONTEXT, prepend_bos=True)
+    sae = TopAFASAE(TopAFASAEConfig(d_in=192, d_sae=512, metadata=about, reshape_activations="hook_z"))
+    result = run_afa_evals(
+        sae, store(model, sae, dataset), model, tokens=4 * CONTEXT, cross_entropy_tokens=4 * CONTEXT, progress=False
+    )
+    tokens = store(model, sae, dataset).get_batch_tokens(4)
+    with torch.no_grad(), model.hooks(fwd_hooks=[(hook, lambda acts, hook: sae(acts))]):
+        expected = model(tokens, return_type="loss", loss_per_token=True).double().mean()
+    assert result.ce_loss_with_sae == pytest.approx(float(expected), rel=1e-6)
+    assert sae.hook_z_reshaping_mode, "the SAE is as it was"

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
 from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
-from sae_lens_afa.experiments.ground_truth import made, samples
+from sae_lens_afa.experiments.ground_truth import GroundTruthSweep, made, samples
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, reconstruction_figures
 from sae_lens_afa.experiments.rows import measured_row
@@ -83,6 +83,29 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
     result = run_sweep(sweep, tmp_path / "out", progress=False)
     assert first.stat().st_mtime_ns == before
     assert result.rows == finished.rows
+
+
+def test_a_sweep_that_grows_runs_what_is_new_and_ends_the_same(finished, tmp_path):
+    first = ground_truth_sweep("tiny", arms=PRESETS["tiny"].arms[:1], seeds=[1])
+    run_sweep(first, tmp_path / "out", progress=False)
+    trained: list[str] = []
+
+    class Watched(GroundTruthSweep):
+        def run_group(self, group, advance):
+            trained.extend(f"{group.seed} {run.name}" for _, run in group.members)
+            return super().run_group(group, advance)
+
+    sweep = ground_truth_sweep("tiny")
+    watched = Watched(sweep.worlds, sweep.arms, sweep.training, sweep.seeds, sweep.test_tokens)
+    result = run_sweep(watched, tmp_path / "out", progress=False)
+    assert result.rows == finished.rows
+    assert trained == [
+        "0 topk k=2",
+        "0 topk k=3",
+        "0 top_afa afa_coefficient=0.03125",
+        "1 top_afa afa_coefficient=0.03125",
+    ]
+    assert (tmp_path / "out" / "runs.csv").read_text() == (finished.folder / "runs.csv").read_text()
 
 
 def test_runs_that_fail_are_shown_and_not_dropped(tmp_path, capsys):

@@ -38,9 +38,11 @@ def plain_loss(sae: TopAFATrainingSAE, x: Tensor, dead: Tensor) -> Tensor:
     z = sae.run_time_activation_norm_fn_in(x)
     centered = z - sae.b_dec
     hidden_pre = centered @ sae.W_enc
-    f = norm_matching_topk(hidden_pre, centered.detach().double().norm(dim=-1), sae.W_dec.detach().norm(dim=-1))
+    ratio = sae.cfg.target_ratio
+    target = ratio * centered.detach().double().norm(dim=-1)
+    f = norm_matching_topk(hidden_pre, target, sae.W_dec.detach().norm(dim=-1))
     recons = f @ sae.W_dec + sae.b_dec
-    loss = (recons - z).square().mean() + (f.norm(dim=-1) - z.norm(dim=-1)).square().mean() / 32
+    loss = (recons - z).square().mean() + (f.norm(dim=-1) - ratio * z.norm(dim=-1)).square().mean() / 32
     index = (dead & ~(f > 0).flatten(0, -2).any(0)).nonzero().squeeze(-1)
     if len(index) > 0:
         residual = (z - recons).detach() if sae.cfg.detach_aux_residual else z - recons
@@ -57,10 +59,10 @@ def sae_with_dead_latents(**overrides) -> tuple[TopAFATrainingSAE, Tensor]:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(("detach", "ratio"), [(True, 1.0), (False, 1.0), (True, 0.6)])
 @pytest.mark.parametrize("shape", [(9,), (3, 4)])
-def test_loss_and_gradients_are_those_of_autograd(path, normalize, detach, shape, take):
-    sae, dead = sae_with_dead_latents(normalize_activations=normalize, detach_aux_residual=detach)
+def test_loss_and_gradients_are_those_of_autograd(path, normalize, detach, ratio, shape, take):
+    sae, dead = sae_with_dead_latents(normalize_activations=normalize, detach_aux_residual=detach, target_ratio=ratio)
     x = torch.randn(*shape, D_IN)
     expected = plain_loss(sae, x, dead)
     expected.backward()

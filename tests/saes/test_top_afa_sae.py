@@ -14,6 +14,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 from top_afa_helpers import D_IN, D_SAE, build, step, to_inference
 
 from sae_lens_afa import TopAFASAE, TopAFASAEConfig, TopAFATrainingSAE, TopAFATrainingSAEConfig
+from sae_lens_afa.selection import norm_matching_topk
 
 # ---- configuration
 
@@ -33,6 +34,7 @@ from sae_lens_afa import TopAFASAE, TopAFASAEConfig, TopAFATrainingSAE, TopAFATr
         ("afa_warm_up_steps", -1, "integer >= 0, got -1"),
         ("aux_loss_coefficient", -1.0, ">= 0, got -1.0"),
         ("k_aux", 0, "integer >= 1, got 0"),
+        ("target_ratio", 0.0, "> 0, got 0.0"),
         ("loss_reduction", "median", "'sum', 'mean', got 'median'"),
         ("decoder_init_norm", 0.0, "> 0, got 0.0"),
     ],
@@ -42,7 +44,7 @@ def test_a_bad_config_value_names_its_field_and_what_was_expected(field, value, 
         TopAFATrainingSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, field: value})
 
 
-@pytest.mark.parametrize("field", ["d_sae", "apply_b_dec_to_input"])
+@pytest.mark.parametrize("field", ["d_sae", "apply_b_dec_to_input", "target_ratio"])
 def test_the_inference_config_is_checked_too(field):
     with pytest.raises(ValueError, match=rf"TopAFASAEConfig\.{field}"):
         TopAFASAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, field: 0})
@@ -88,6 +90,31 @@ def test_encoding_follows_the_rule_for_any_leading_shape(shape, normalize):
         hidden_pre.detach(), centered.double().norm(dim=-1), sae.W_dec.detach().norm(dim=-1)
     )
     assert ((acts == expected).all(-1) | near_tie).all()
+
+
+def test_a_lower_target_asks_for_fewer_features_and_is_saved_with_the_sae(tmp_path):
+    x = torch.randn(30, D_IN)
+    l0 = {}
+    for ratio in (1.0, 0.5):
+        torch.manual_seed(0)
+        sae = build(target_ratio=ratio, normalize_activations="none")
+        saved = to_inference(sae, tmp_path / str(ratio))
+        assert saved.cfg.target_ratio == ratio
+        acts, hidden_pre = sae.encode_with_hidden_pre(x)
+        target = ratio * (x - sae.b_dec).double().norm(dim=-1)
+        assert torch.equal(acts, norm_matching_topk(hidden_pre, target, sae.W_dec.norm(dim=-1)))
+        assert torch.equal(acts, saved.encode(x))
+        l0[ratio] = torch.count_nonzero(acts, dim=-1)
+    assert (l0[0.5] <= l0[1.0]).all()
+    assert l0[0.5].sum() < l0[1.0].sum()
+
+
+def test_weights_saved_before_there_was_a_ratio_match_the_whole_norm(tmp_path):
+    to_inference(build(), tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    assert config.pop("target_ratio") == 1.0
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    assert SAE.load_from_disk(tmp_path).cfg.target_ratio == 1.0
 
 
 def test_a_code_does_not_depend_on_the_rest_of_the_batch(tmp_path):
