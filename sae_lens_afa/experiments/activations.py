@@ -22,7 +22,7 @@ from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_no
 from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
 from sae_lens_afa.experiments.text_source import TextSource
-from sae_lens_afa.experiments.training import Training, build, train_together
+from sae_lens_afa.experiments.training import Training, build, resized, train_together
 
 _VARIANCE = Plot("explained_variance", "1 - explained variance", complement=True)
 _STREAM = "activations"
@@ -155,7 +155,7 @@ def activations_sweep(
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
         d_sae: Latents; four times d_in if None.
         arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; warm-up, decay and the dead-latent window change in proportion.
+        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
         device: Of model and SAEs.
 
     Raises:
@@ -165,9 +165,10 @@ def activations_sweep(
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}.")
     base = PRESETS[preset]
+    preset_arms, training = resized(base.arms, base.training, steps)
     chosen: dict[str, Any] = {
-        "arms": without_normalisation(arms or base.arms),
-        "training": base.training if steps is None else base.training.with_steps(steps),
+        "arms": without_normalisation(arms or preset_arms),
+        "training": training,
         "seeds": tuple(seeds) or base.seeds,
         "device": device,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
@@ -13,6 +13,8 @@ from sae_lens.saes.sae import TrainingSAEConfig
 
 _FORM = "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:..."
 
+# Endings of settings that are numbers of training steps.
+_STEPS = ("_steps", "_start_step")
 _UNSCALED = ("none", "layer_norm")
 
 
@@ -82,6 +84,11 @@ class Arm:
     def runs(self) -> list[Run]:
         """A run for each value."""
         return [Run(self.name, self.architecture, self.hyperparameter, v, self.settings) for v in self.values]
+
+    def with_steps(self, steps: int, of: int) -> Arm:
+        """The same for a training of `steps` in place of `of`: settings that are numbers of steps in proportion."""
+        scaled = {name: value * steps // of for name, value in self.settings.items() if name.endswith(_STEPS)}
+        return replace(self, settings={**self.settings, **scaled})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -20,7 +20,7 @@ from sae_lens_afa.experiments.report import Plot
 from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
 from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
-from sae_lens_afa.experiments.training import OwnRandom, Training, build, train_together
+from sae_lens_afa.experiments.training import OwnRandom, Training, build, resized, train_together
 from sae_lens_afa.experiments.worlds import WORLDS
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def ground_truth_sweep(
     Args:
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
         worlds, arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; learning-rate warm-up, decay and the dead-latent window change in proportion.
+        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
         device: Of the SAEs.
 
     Raises:
@@ -182,10 +182,11 @@ def ground_truth_sweep(
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}.")
     base = PRESETS[preset]
+    preset_arms, training = resized(base.arms, base.training, steps)
     return GroundTruthSweep(
         worlds=tuple(worlds) or base.worlds,
-        arms=tuple(arms) or base.arms,
-        training=base.training if steps is None else base.training.with_steps(steps),
+        arms=tuple(arms) or preset_arms,
+        training=training,
         seeds=tuple(seeds) or base.seeds,
         test_tokens=base.test_tokens,
         device=device,

@@ -14,7 +14,7 @@ from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.language_model import LanguageModelSweep, without_normalisation
 from sae_lens_afa.experiments.tables import cell, markdown
 from sae_lens_afa.experiments.text_source import DEMO, TextSource
-from sae_lens_afa.experiments.training import Training
+from sae_lens_afa.experiments.training import Training, resized
 
 _COEFFICIENTS = (1 / 128, 1 / 64, 1 / 32, 1 / 24, 1 / 16)
 _KS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -144,7 +144,7 @@ def paper_sweep(
         preset: "paper" (GPT-2 small on OpenWebText, the exact sizes: for a GPU and the Hub), "demo" (the bundled model
             and text, minutes on two cores), "tiny" (seconds: says nothing about SAEs).
         layers, arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; warm-up, decay and the dead-latent window change in proportion.
+        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
         dataset: In place of OpenWebText.
         saes_per_group: Most SAEs that are trained side by side.
         device: Of model and SAEs.
@@ -160,15 +160,15 @@ def paper_sweep(
         if source.model == DEMO:
             raise ValueError(f"dataset {dataset!r}: the preset {preset!r} has its own text; leave it out.")
         source = TextSource(source.model, dataset, source.context_size)
-    training: Training = base["training"]
+    preset_arms, training = resized(base["arms"], base["training"], steps)
     return PaperSweep(
         title="The AFA paper's comparison" + ("" if preset == "paper" else f", preset {preset}"),
         source=source,
         hooks={f"layer {layer}": f"blocks.{layer}.hook_resid_pre" for layer in layers or base["layers"]},
         d_in=base["d_in"],
         d_sae=base["d_sae"],
-        arms=without_normalisation(arms or base["arms"]),
-        training=training if steps is None else training.with_steps(steps),
+        arms=without_normalisation(arms or preset_arms),
+        training=training,
         seeds=tuple(seeds) or base["seeds"],
         test_tokens=base["test_tokens"],
         ce_tokens=base["ce_tokens"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_lens_afa.experiments.arms import Run
+from sae_lens_afa.experiments.arms import Arm, Run
 
 # Looking at a loss waits for the device, so it is not done every step.
 _CHECK_EVERY = 50
@@ -73,6 +73,13 @@ class Training:
             feature_sampling_window=max(2 * self.dead_feature_window, 1000), n_batches_for_norm_estimate=1,
             logger=LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
+
+
+def resized(arms: Sequence[Arm], training: Training, steps: int | None) -> tuple[tuple[Arm, ...], Training]:
+    """Arms and training for another number of steps: all that is counted in steps in proportion."""
+    if steps is None:
+        return tuple(arms), training
+    return tuple(arm.with_steps(steps, training.steps) for arm in arms), training.with_steps(steps)
 
 
 @dataclass

@@ -242,6 +242,16 @@ def test_presets_train_many_times_the_window_in_which_latents_die():
         assert len(sweep.seeds) == 3
 
 
+def test_another_number_of_steps_changes_all_that_is_counted_in_steps():
+    base, longer = ground_truth_sweep("quick"), ground_truth_sweep("quick", steps=3000)
+    assert longer.training == base.training.with_steps(3000)
+    starts = [[arm.settings.get("feature_choice_start_step") for arm in sweep.arms] for sweep in (base, longer)]
+    assert [start and 3 * start for start in starts[0]] == starts[1]
+    assert any(starts[0])
+    given = Arm("feature_choice", "k", (3,), {"feature_choice_start_step": 7})
+    assert ground_truth_sweep("quick", steps=3000, arms=[given]).arms == (given,)
+
+
 def test_the_command_runs_refuses_other_settings_and_says_how_to_go_on(tmp_path, monkeypatch):
     args = ["sweep", "ground-truth", "--preset", "tiny", "--output", str(tmp_path / "out"), "--seed", "3",
             "--grid", "topk:k=2,3", "--grid", "mutual_choice:k=2"]  # fmt: skip
