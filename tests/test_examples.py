@@ -41,3 +41,13 @@ def test_train_demo_lm_has_the_settings_of_the_bundled_model():
     config = json.loads((model_folder() / "config.json").read_text())
     assert (config["n_embd"], config["n_layer"]) == (settings["d_model"], settings["layers"])
     assert (config["vocab_size"], config["n_positions"]) == (settings["vocab_size"], settings["context"])
+
+
+def test_reproduce_paper_runs_on_the_bundled_model_with_one_architecture_more(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "reproduce_paper.py"), "--preset", "tiny", "--steps", "3"]
+    done = subprocess.run([*command, "--with-jumprelu"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = (tmp_path / "runs" / "paper" / "report.md").read_text()
+    for label in ("top_afa", "topk", "batchtopk", "jumprelu"):
+        assert f"| layer 1 | {label} |" in report
+    assert "runs/paper/report.md" in done.stdout
