@@ -7,6 +7,7 @@ what the feature norm ought to be, without looking at the features.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sae_lens_afa._memory import empty
 
-__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm"]
+__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", "universal_threshold"]
 
 
 class Coherence(NamedTuple):
@@ -107,6 +108,43 @@ def epsilon_lbo(
     # Of the ratio and not of the squares: those of large norms overflow, and close norms cancel.
     ratio = dense_norm / torch.where(feature_norm == 0, torch.nan, feature_norm)
     return (ratio - 1).abs() * (ratio + 1) / (d_sae - 1)
+
+
+def universal_threshold(
+    dense_norm: Float[Tensor, "*tokens"], d_in: int, d_sae: int, scale: float | Tensor = 1.0
+) -> Float[Tensor, "*tokens"]:
+    """What a feature must exceed to be no interference: scale * ||x - b_dec|| * sqrt(2 ln(d_sae) / d_in).
+
+    An inactive feature's pre-activation is what the input has in the feature's direction by chance. For directions
+    spread evenly in R^d_in that is about normal, with standard deviation ||x - b_dec|| / sqrt(d_in) per unit of
+    decoder norm; and the largest of d_sae such values is about sqrt(2 ln(d_sae)) standard deviations: the universal
+    threshold of Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994).
+
+    Args:
+        dense_norm: ||x - b_dec|| per token, shape [...].
+        d_in: Width of the activations.
+        d_sae: Number of features. With one feature, the threshold is 0.
+        scale: Factor c, 1 in the derivation; a number, or a scalar tensor.
+
+    Returns:
+        Shape [...], in the units of activation times decoder norm, and the dtype of `dense_norm`.
+
+    Raises:
+        TypeError: `dense_norm` is not a floating-point tensor.
+        ValueError: a size below 1, or a negative or non-finite scale.
+
+    Example:
+        >>> universal_threshold(torch.tensor([10.0, 0.0]), d_in=128, d_sae=512)
+        tensor([3.1221, 0.0000])
+    """
+    if not dense_norm.is_floating_point():
+        raise TypeError(f"dense_norm must be a floating-point tensor, got dtype {dense_norm.dtype}.")
+    for name, size in (("d_in", d_in), ("d_sae", d_sae)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    if not isinstance(scale, Tensor) and not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale must be a finite number >= 0, got {scale}.")
+    return dense_norm * (scale * math.sqrt(2 * math.log(d_sae) / d_in))
 
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> Coherence:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from sae_lens.saes.sae import (
@@ -23,8 +22,8 @@ from sae_lens.saes.sae import (
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_lens_afa.functional import afa_loss, epsilon_lbo, feature_norm
-from sae_lens_afa.saes._base import NormMatchingSAE
+from sae_lens_afa.functional import afa_loss
+from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._checks import (
     check_choice,
     check_integer,
@@ -33,11 +32,27 @@ from sae_lens_afa.saes._checks import (
 )
 from sae_lens_afa.saes._dead_latents import dead_latent_loss
 from sae_lens_afa.saes._matching import firing_counts
-from sae_lens_afa.saes._step import code, decode, encode
-from sae_lens_afa.saes._unit_norm import arm_unit_norm
-from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
+from sae_lens_afa.saes._step import code
+from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
+from sae_lens_afa.selection import norm_matching_topk
 
 PAPER_AFA_COEFFICIENT = 1 / 32
+
+
+class NormMatching(NamedTuple):
+    """The rule: so many of the largest activations that their norm is nearest to `target_ratio` * ||x - b_dec||."""
+
+    target_ratio: float
+
+    @property
+    def constant_mask(self) -> bool:
+        """True: a `SelectionRule` whose mask is a constant for the gradient."""
+        return True
+
+    def select(self, hidden_pre: Tensor, dense_norm: Tensor, decoder_norm: Tensor) -> Tensor:
+        """See `SelectionRule`."""
+        return norm_matching_topk(hidden_pre, self.target_ratio * dense_norm, decoder_norm)
 
 
 @dataclass
@@ -67,10 +82,7 @@ class TopAFASAEConfig(SAEConfig):
 
 
 class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
-    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else.
-
-    A token's code depends on that token alone, so any leading dimensions will do.
-    """
+    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else."""
 
     @override
     def initialize_weights(self) -> None:
@@ -78,14 +90,8 @@ class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
         _init_as_reference(self)
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        return encode(self, self.normalized_input(x))[0]
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
-        return decode(self, feature_acts)
+    def selection_rule(self) -> NormMatching:
+        return NormMatching(self.cfg.target_ratio)
 
 
 @dataclass(kw_only=True)
@@ -169,7 +175,7 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
 
 
-class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
+class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
@@ -191,20 +197,14 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
         return {"afa": TrainCoefficientConfig(self.cfg.afa_coefficient, self.cfg.afa_warm_up_steps)}
 
     @override
-    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        return encode(self, self.normalized_input(x))
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """As `TopAFASAE.decode`."""
-        return decode(self, feature_acts)
+    def selection_rule(self) -> NormMatching:
+        return NormMatching(self.cfg.target_ratio)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.normalized_input(step_input.sae_in)
         self._refit_law(step_input.n_training_steps)
-        feature_acts, hidden_pre, decoded = code(self, x)
+        feature_acts, hidden_pre, decoded = code(self, x, self.selection_rule())
         recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
@@ -216,7 +216,7 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
             hidden_pre=hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
-            metrics=self._norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
+            metrics=self.norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
         )
 
     @override
@@ -267,31 +267,6 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
     def _loss_scale(self) -> int:
         """From the paper's means over features to the sums over features that SAELens logs and compares."""
         return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
-
-    @torch.no_grad()
-    def _norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Tensor | float | int | Any]:
-        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred)."""
-        dense, features = torch.linalg.vector_norm(x, dim=-1), feature_norm(feature_acts, self.W_dec, self.b_dec)
-        l0 = torch.count_nonzero(feature_acts, dim=-1).float()
-        return {
-            "afa_norm_ratio": (features / dense).median(),
-            "afa_epsilon_lbo": epsilon_lbo(dense, features, self.cfg.d_sae).nanmedian(),
-            "afa_frac_over_activated": (features > dense).float().mean(),
-            "l0_std": l0.std(correction=0),
-        }
-
-    @override
-    def train(self, mode: bool = True) -> TopAFATrainingSAE:
-        super().train(mode)
-        if mode and self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=True)
-        return self
-
-    @override
-    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
-        super().load_weights_from_checkpoint(checkpoint_path)
-        if self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=False)
 
 
 _AnySAE = TopAFASAE | TopAFATrainingSAE
