@@ -43,40 +43,18 @@ def above_threshold(
         tensor([[3., 0., 4., 0.]])
     """
     check_selection(acts, threshold, decoder_norm, what="threshold")
-    dtype = torch.promote_types(acts.dtype, torch.float32)
-    norm = acts.new_ones(acts.shape[-1]) if decoder_norm is None else decoder_norm.detach()
-    selected: Any = _AboveThreshold.apply(acts, threshold.detach().to(dtype), norm.to(dtype), straight_through)
-    return selected
+    return torch.ops.sae_lens_afa.above_threshold(acts, threshold, decoder_norm, straight_through)
 
 
-class _AboveThreshold(torch.autograd.Function):
-    @staticmethod
-    def forward(acts: Tensor, threshold: Tensor, norm: Tensor, straight_through: float) -> Tensor:  # noqa: ARG004
-        return _select(acts, threshold, norm)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *near, ctx.width = inputs
-        # The output is kept for the decoder's gradient anyway: the mask costs no memory.
-        ctx.save_for_backward(output, *(near if ctx.width > 0 else ()))
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        output, *near = ctx.saved_tensors
-        (grad,) = grads
-        grad_acts = grad * (output > 0)
-        if near:
-            acts, threshold, norm = near
-            scaled, window = acts * norm, ctx.width * threshold[..., None]
-            is_near = (scaled - threshold[..., None]).abs() < window / 2
-            grad_acts = grad_acts + grad * torch.where(is_near, scaled / window, 0).to(grad.dtype)
-        return grad_acts, None, None, None
-
-
-def _select(acts: Tensor, threshold: Tensor, norm: Tensor) -> Tensor:
-    if torch.compiler.is_compiling():
-        return _compare(acts, threshold, norm)
-    rows, thresholds = acts.detach().reshape(-1, acts.shape[-1]), threshold.reshape(-1)
+# A custom operator, so that torch.compile keeps its graph whole around the compiled comparison.
+@torch.library.custom_op(
+    "sae_lens_afa::above_threshold",
+    mutates_args=(),
+    schema="(Tensor acts, Tensor threshold, Tensor? decoder_norm, float straight_through) -> Tensor",
+)
+def _select(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None, straight_through: float) -> Tensor:  # noqa: ARG001
+    rows = acts.detach().reshape(-1, acts.shape[-1])
+    thresholds, norm = (t.reshape(-1) for t in _comparable(acts, threshold, decoder_norm))
     out = empty(rows.shape, rows)
     if rows.device.type == "cpu" and rows.dtype == norm.dtype and backend_for(rows.device) == "numba":
         _select_compiled(rows.contiguous(), thresholds.contiguous(), norm.contiguous(), out)
@@ -84,15 +62,48 @@ def _select(acts: Tensor, threshold: Tensor, norm: Tensor) -> Tensor:
         step = max(1, (_CPU_CHUNK if rows.device.type == "cpu" else _CHUNK) // rows.shape[1])
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)
-            _compare(rows[chunk], thresholds[chunk], norm, out=out[chunk])
+            _compare(rows[chunk], thresholds[chunk], norm, out[chunk])
     return out.view(acts.shape)
 
 
-def _compare(acts: Tensor, threshold: Tensor, norm: Tensor, out: Tensor | None = None) -> Tensor:
+@_select.register_fake
+def _like_acts(acts: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportUnusedFunction]  (torch keeps it)
+    return acts.new_empty(acts.shape)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    acts, threshold, decoder_norm, ctx.width = inputs
+    near = (acts, *_comparable(acts, threshold, decoder_norm)) if ctx.width > 0 else ()
+    # The output is kept for the decoder's gradient anyway: the mask costs no memory.
+    ctx.save_for_backward(output, *near)
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    output, *near = ctx.saved_tensors
+    grad_acts = grad * (output > 0)
+    if near:
+        acts, threshold, norm = near
+        scaled, window = acts * norm, ctx.width * threshold[..., None]
+        is_near = (scaled - threshold[..., None]).abs() < window / 2
+        grad_acts = grad_acts + grad * torch.where(is_near, scaled / window, 0).to(grad.dtype)
+    return grad_acts, None, None, None
+
+
+_select.register_autograd(_gradient, setup_context=_keep)
+
+
+def _comparable(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Threshold and norms in the type in which they are compared."""
+    norm = acts.new_ones(acts.shape[-1]) if decoder_norm is None else decoder_norm
+    dtype = torch.promote_types(acts.dtype, torch.float32)
+    return threshold.detach().to(dtype), norm.detach().to(dtype)
+
+
+def _compare(acts: Tensor, threshold: Tensor, norm: Tensor, out: Tensor) -> None:
     low, high = torch.aminmax(acts, dim=-1)  # NaN, if there is one
     whole = ~(low.isfinite() & high.isfinite() & threshold.isfinite())
     keep = (acts * norm > threshold[..., None]) | whole[..., None]
-    return torch.where(keep, acts, acts.new_zeros(()), out=out)
+    torch.where(keep, acts, acts.new_zeros(()), out=out)
 
 
 def _select_compiled(acts: Tensor, threshold: Tensor, norm: Tensor, out: Tensor) -> None:
