@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lens_afa._memory import empty
 
-__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", "universal_threshold"]
+__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", "sparsity_loss", "universal_threshold"]
 
 
 class Coherence(NamedTuple):
@@ -76,6 +76,45 @@ def afa_loss(feature_acts: Float[Tensor, "*tokens d_sae"], x: Float[Tensor, "*to
             f" got {list(feature_acts.shape)} and {list(x.shape)}."
         )
     return (_row_norm(feature_acts) - _row_norm(x)).square().mean()
+
+
+def sparsity_loss(
+    feature_acts: Float[Tensor, "*tokens d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    x_centered: Float[Tensor, "*tokens d_in"],
+) -> Float[Tensor, ""]:
+    """Over how many features the norm of a code is spread, in the units of an MSE.
+
+    Of a code f~ = [f_i ||d_i||] the measure (||f~||_1 / ||f~||_2)^2 is Hoyer's: n for n equal features, and between 1
+    and L0 for others. It does not depend on the norm of the code, which another loss is to pin. Its mean over tokens
+    is given as a share of d_in, times the mean square of the input's entries: scaling the input scales it as it scales
+    an MSE that is a mean over features, and it depends neither on the number of tokens nor, at the same share of
+    active features, on the dimension. This package's, not the paper's.
+
+    Args:
+        feature_acts: Activations not scaled by decoder norms, shape [..., d_sae]. A token without any counts as 0.
+        W_dec: Decoder, shape [d_sae, d_in].
+        x_centered: What is encoded, less b_dec, shape [..., d_in]; gives the scale and gets no gradient.
+
+    Returns:
+        A scalar, at least float32. Its gradient at f = 0 is 0.
+
+    Raises:
+        ValueError: an axis of an argument does not fit the others.
+    """
+    check_matrix("W_dec", W_dec)
+    d_sae, d_in = W_dec.shape
+    check_last_axis("feature_acts", feature_acts, "d_sae", d_sae)
+    check_last_axis("x_centered", x_centered, "d_in", d_in)
+    if feature_acts.shape[:-1] != x_centered.shape[:-1]:
+        raise ValueError(
+            "feature_acts and x_centered must agree in all axes but the last (one row per token),"
+            f" got {list(feature_acts.shape)} and {list(x_centered.shape)}."
+        )
+    scaled = feature_acts * torch.linalg.vector_norm(W_dec, dim=-1)
+    norm = _row_norm(scaled)
+    ratio = scaled.abs().sum(-1, dtype=norm.dtype) / torch.where(norm == 0, 1, norm)
+    return ratio.square().mean() / d_in * (_row_norm(x_centered.detach()).square().mean() / d_in)
 
 
 def epsilon_lbo(

@@ -10,6 +10,13 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor, nn
 
 
+def as_reference(sae: SAE[Any]) -> None:
+    """The AFA authors': W_enc uniform within +-sqrt(6 / d_sae), W_dec its row-normalised transpose, b_dec zero."""
+    bound = (6 / sae.cfg.d_sae) ** 0.5
+    nn.init.uniform_(sae.W_enc.data, -bound, bound)
+    sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
+
+
 def unit_rows(sae: SAE[Any]) -> None:
     """Decoder rows at norm 1, and W_enc their transpose."""
     sae.W_dec.data = nn.functional.normalize(sae.W_dec.data, dim=-1)

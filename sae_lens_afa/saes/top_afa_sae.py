@@ -19,10 +19,11 @@ from sae_lens.saes.sae import (
     TrainStepInput,
     TrainStepOutput,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.functional import afa_loss
+from sae_lens_afa.functional import afa_loss, sparsity_loss
+from sae_lens_afa.saes import _initial
 from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._checks import (
     check_choice,
@@ -87,7 +88,7 @@ class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        _init_as_reference(self)
+        _initial.as_reference(self)
 
     @override
     def selection_rule(self) -> NormMatching:
@@ -102,6 +103,9 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         afa_coefficient: Weight of the AFA loss, in the paper's units (against an MSE that is a mean over
             features) whatever `loss_reduction`. 0 leaves the term out.
         afa_warm_up_steps: Steps over which that weight rises linearly from 0.
+        sparsity_coefficient: Weight of `sae_lens_afa.functional.sparsity_loss`, in the same units: codes of the same
+            norm in fewer features. 0, the paper's, leaves it out.
+        sparsity_warm_up_steps: Steps over which that weight rises linearly from 0.
         aux_loss_coefficient: Weight of the loss that has dead latents reconstruct the residual, in the same units.
         k_aux: Most dead latents per token that take part in it.
         target_ratio: What norm to match, in the selection and in the loss, as a multiple of the dense norm. 1 is the
@@ -126,6 +130,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
 
     afa_coefficient: float = PAPER_AFA_COEFFICIENT
     afa_warm_up_steps: int = 0
+    sparsity_coefficient: float = 0.0
+    sparsity_warm_up_steps: int = 0
     aux_loss_coefficient: float = 1 / 32
     k_aux: int = 512
     target_ratio: float = 1.0
@@ -150,6 +156,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         check_shape_fields(self)
         check_number(self, "afa_coefficient")
         check_integer(self, "afa_warm_up_steps", at_least=0)
+        check_number(self, "sparsity_coefficient")
+        check_integer(self, "sparsity_warm_up_steps", at_least=0)
         check_number(self, "aux_loss_coefficient")
         check_integer(self, "k_aux", at_least=1)
         check_number(self, "target_ratio", positive=True)
@@ -180,8 +188,9 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
     for every model. With a `dying_fraction` it has the buffers of `DensityTracking`.
-    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
-    `afa_loss` and `auxiliary_reconstruction_loss`; `sae_out` is in the space of the raw input.
+    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`, `afa_loss`,
+    `auxiliary_reconstruction_loss` and, where it has a coefficient, `sparsity_loss`; `sae_out` is in the space of the
+    raw input.
     """
 
     _densities_are_optional = True
@@ -190,11 +199,15 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
     def initialize_weights(self) -> None:
         super().initialize_weights()
         if self.cfg.decoder_init_norm is None:
-            _init_as_reference(self)
+            _initial.as_reference(self)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"afa": TrainCoefficientConfig(self.cfg.afa_coefficient, self.cfg.afa_warm_up_steps)}
+        cfg = self.cfg
+        coefficients = {"afa": TrainCoefficientConfig(cfg.afa_coefficient, cfg.afa_warm_up_steps)}
+        if cfg.sparsity_coefficient > 0:
+            coefficients["sparsity"] = TrainCoefficientConfig(cfg.sparsity_coefficient, cfg.sparsity_warm_up_steps)
+        return {**coefficients}
 
     @override
     def selection_rule(self) -> NormMatching:
@@ -223,7 +236,7 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        """The two terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
+        """The terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
         x, dead, residual = step_input.sae_in, step_input.dead_neuron_mask, step_input.sae_in - sae_out
         if self.cfg.detach_aux_residual:
             residual = residual.detach()
@@ -233,10 +246,14 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
         if self.cfg.dying_fraction > 0:
             aux_loss = aux_loss + self._under_used_latent_loss(dead, hidden_pre, residual)
         afa = afa_loss(feature_acts, self.cfg.target_ratio * x)
-        return {
+        losses = {
             "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa,
             "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * self._loss_scale * aux_loss,
         }
+        if self.cfg.sparsity_coefficient > 0:
+            spread = sparsity_loss(feature_acts, self.W_dec, x - self.b_dec)
+            losses["sparsity_loss"] = step_input.coefficients["sparsity"] * self._loss_scale * spread
+        return losses
 
     @uncompiled
     def _under_used_latent_loss(self, dead: Tensor | None, hidden_pre: Tensor, residual: Tensor) -> Tensor:
@@ -267,13 +284,3 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
     def _loss_scale(self) -> int:
         """From the paper's means over features to the sums over features that SAELens logs and compares."""
         return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
-
-
-_AnySAE = TopAFASAE | TopAFATrainingSAE
-
-
-def _init_as_reference(sae: _AnySAE) -> None:
-    """W_enc uniform within +-sqrt(6 / d_sae), W_dec its row-normalised transpose, b_dec zero."""
-    bound = (6 / sae.cfg.d_sae) ** 0.5
-    nn.init.uniform_(sae.W_enc.data, -bound, bound)
-    sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
