@@ -181,7 +181,9 @@ def universal_threshold(
     for name, size in (("d_in", d_in), ("d_sae", d_sae)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
-    if not isinstance(scale, Tensor) and not (math.isfinite(scale) and scale >= 0):
+    # torch.compile would make a graph for each value that is looked at; a tensor's would have to be waited for.
+    is_open = isinstance(scale, Tensor) or torch.compiler.is_compiling()
+    if not is_open and not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale must be a finite number >= 0, got {scale}.")
     return dense_norm * (scale * math.sqrt(2 * math.log(d_sae) / d_in))
 

@@ -64,11 +64,12 @@ class AFAThresholdSAEConfig(SAEConfig):
     """Configuration of an `AFAThresholdSAE`: the fields of every SAELens SAE and one more.
 
     Args:
-        threshold_scale: c, the threshold as a multiple of the universal one.
+        threshold_scale: c, the threshold as a multiple of the universal one. 0, which is a ReLU, is what the coherence
+            of an orthogonal dictionary makes of it.
 
     Raises:
-        ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, a scale
-            that is not positive, or a size below 1; the message names the field.
+        ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, a negative
+            scale, or a size below 1; the message names the field.
     """
 
     threshold_scale: float = 1.0
@@ -82,7 +83,7 @@ class AFAThresholdSAEConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shape_fields(self)
-        check_number(self, "threshold_scale", positive=True)
+        check_number(self, "threshold_scale")
 
 
 class AFAThresholdSAE(NormMatchingSAE, SAE[AFAThresholdSAEConfig]):

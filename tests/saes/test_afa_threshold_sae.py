@@ -63,10 +63,10 @@ def test_a_bad_config_value_names_its_field_and_what_was_expected(given_, expect
         AFAThresholdTrainingSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **given_})
 
 
-@pytest.mark.parametrize("field", ["d_sae", "apply_b_dec_to_input", "threshold_scale"])
-def test_the_inference_config_is_checked_too(field):
+@pytest.mark.parametrize(("field", "value"), [("d_sae", 0), ("apply_b_dec_to_input", False), ("threshold_scale", -1.0)])
+def test_the_inference_config_is_checked_too(field, value):
     with pytest.raises(ValueError, match=rf"AFAThresholdSAEConfig\.{field}"):
-        AFAThresholdSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, field: 0})
+        AFAThresholdSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, field: value})
 
 
 def test_config_round_trips_through_its_dict():

@@ -14,6 +14,7 @@ from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from top_afa_helpers import to_inference
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_lens_afa import AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig
@@ -320,6 +321,16 @@ def test_the_coherence_is_followed_and_scales_the_threshold(tmp_path):
     assert set(saved.state_dict()) == {"W_enc", "W_dec", "b_dec"}
 
 
+def test_an_orthogonal_dictionary_has_no_interference_and_no_threshold(tmp_path):
+    sae = build(d_sae=D_IN, measured_coherence=True).train()
+    sae.W_dec.data = torch.eye(D_IN)
+    sae.W_enc.data = torch.eye(D_IN)
+    x = tokens(9)
+    out = step(sae, x, n=0)
+    assert torch.equal(out.feature_acts, (x - sae.b_dec).relu())
+    assert torch.equal(to_inference(sae, tmp_path).encode(x), out.feature_acts)
+
+
 def test_the_coherence_keeps_its_precision_in_a_cast():
     sae = build(measured_coherence=True)
     sae.coherence.fill_(0.123456789)
@@ -395,6 +406,18 @@ def test_under_autocast_the_selection_is_that_of_float32(width):
     assert torch.equal(out.feature_acts, expected)
     assert out.loss.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in sae.parameters())
+
+
+def test_a_warm_up_is_not_compiled_anew_for_each_step():
+    sae, x = build().train(), tokens(20)
+    torch.compiler.reset()
+    counters["stats"].clear()
+    compiled = torch.compile(sae.training_forward_pass, backend="aot_eager")
+    for n in range(1, 13):
+        out = compiled(TrainStepInput(x, {"threshold": n / 15}, None, n, is_logging_step=False))
+        assert torch.equal(out.feature_acts, step(sae, x, progress=n / 15, n=n).feature_acts)
+    # What is before the break for the start from data and what follows, each for the first number and for any.
+    assert counters["stats"]["unique_graphs"] <= 4
 
 
 @pytest.mark.parametrize("overrides", [{}, {"straight_through": 0.5}, {"measured_coherence": True}])
