@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +10,18 @@ import torch
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.sae import SAE, TrainCoefficientConfig, TrainingSAE, TrainStepInput
+from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
-from sae_lens_afa import TopAFASAE, TopAFASAEConfig, TopAFATrainingSAE, TopAFATrainingSAEConfig
+from sae_lens_afa import (
+    AFAThresholdTrainingSAE,
+    AFAThresholdTrainingSAEConfig,
+    TopAFASAE,
+    TopAFASAEConfig,
+    TopAFATrainingSAE,
+    TopAFATrainingSAEConfig,
+)
 
 K = 64
 # Share of positive pre-activations, and how many of 12288 are selected.
@@ -47,6 +56,20 @@ def top_afa(d_in: int, d_sae: int, l0: float, x: Tensor) -> TopAFATrainingSAE:
             found = (sae.encode(x[:64]) > 0).sum(-1).float().mean().item()
         low, high = (scale, high) if found > l0 else (low, scale)
     return sae.train()
+
+
+def afa_threshold(d_in: int, d_sae: int, l0: float, device: str) -> AFAThresholdTrainingSAE:
+    """One whose threshold leaves about `l0` features active on Gaussian activations, on which all is interference."""
+    standard_deviations = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - l0 / d_sae)).item()
+    scale = max(standard_deviations, 0.01) / math.sqrt(2 * math.log(d_sae))
+    return AFAThresholdTrainingSAE(
+        AFAThresholdTrainingSAEConfig(d_in=d_in, d_sae=d_sae, threshold_scale=scale, threshold_start=0.0, device=device)
+    ).train()
+
+
+def relu(d_in: int, d_sae: int, device: str) -> StandardTrainingSAE:
+    """SAELens' own, with its defaults."""
+    return StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, device=device)).train()
 
 
 def inference(sae: TopAFATrainingSAE) -> TopAFASAE:

@@ -96,16 +96,23 @@ def step(args: Namespace) -> list[Row]:
     ours = {l0: cases.top_afa(args.d_in, args.d_sae, min(l0, args.d_sae // 2), x) for l0 in (95, 2000, 5000)}
     variants = {name: cases.train_step(sae, x) for name, sae in peers.items()}
     variants |= {str(l0): cases.train_step(sae, x) for l0, sae in ours.items()}
+    levels = {l0: min(l0, args.d_sae // 2) for l0 in ours}
+    thresholds = {l0: cases.afa_threshold(args.d_in, args.d_sae, n, args.device) for l0, n in levels.items()}
+    variants |= {f"threshold {l0}": cases.train_step(sae, x) for l0, sae in thresholds.items()}
+    variants["relu"] = cases.train_step(cases.relu(args.d_in, args.d_sae, args.device), x)
     seconds = time_rounds(variants, args.rounds, args.device)
     topk = f"training step / SAELens TopK({cases.K})"
     rows = [Row(f"{topk}, L0 2000", 1.0, 0.85), Row(f"{topk}, L0 <= 100", 0.5, 0.3), Row(f"{topk}, L0 5000", 1.0, None)]
     for row, l0 in zip(rows, (2000, 95, 5000), strict=True):
         _beside(row, seconds, str(l0), list(peers))
+    beside_relu = Row("afa_threshold training step / SAELens ReLU", 1.0, 0.5)
+    for l0 in thresholds:
+        beside_relu.keep_worst(f"L0 {l0}", ratio(seconds[f"threshold {l0}"], seconds["relu"]))
     on_gpu = Row(f"training step on GPU / SAELens TopK({cases.K})", 1.0, 0.5)
     if args.device.startswith("cuda"):
         for l0 in (95, 2000):
             on_gpu.keep_worst(f"L0 {l0}", ratio(seconds[str(l0)], seconds["topk"]))
-    return [*rows, on_gpu]
+    return [*rows, beside_relu, on_gpu]
 
 
 def inference(args: Namespace) -> list[Row]:

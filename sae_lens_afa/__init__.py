@@ -1,6 +1,7 @@
 """Sparse autoencoders that choose their own number of active features per token, as a plugin of SAELens.
 
-Importing this package registers the architectures "top_afa", "mutual_choice" and "feature_choice" with SAELens.
+Importing this package registers the architectures "top_afa", "afa_threshold", "mutual_choice" and "feature_choice"
+with SAELens.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from sae_lens_afa.interop import (
     jumprelu_report,
 )
 from sae_lens_afa.saes import (
+    AFAThresholdSAE,
+    AFAThresholdSAEConfig,
+    AFAThresholdTrainingSAE,
+    AFAThresholdTrainingSAEConfig,
     FeatureChoiceTrainingSAE,
     FeatureChoiceTrainingSAEConfig,
     MutualChoiceTrainingSAE,
@@ -45,6 +50,10 @@ __all__ = [
     "AFAEvaluator",
     "AFAMetrics",
     "AFAResult",
+    "AFAThresholdSAE",
+    "AFAThresholdSAEConfig",
+    "AFAThresholdTrainingSAE",
+    "AFAThresholdTrainingSAEConfig",
     "FeatureChoiceTrainingSAE",
     "FeatureChoiceTrainingSAEConfig",
     "HubError",

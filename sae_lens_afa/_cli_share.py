@@ -90,7 +90,7 @@ def info(
 @share.command()
 def export(
     output: Annotated[Path, typer.Option(help="Folder for the jumprelu SAE.")],
-    sae: Annotated[Path | None, typer.Option(help="Folder of a saved top_afa or topk SAE.")] = None,
+    sae: Annotated[Path | None, typer.Option(help="Folder of a saved top_afa, afa_threshold or topk SAE.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Calibrate on the bundled model and text.")] = False,
     activations: Annotated[Path | None, _ACTIVATIONS] = None,
     model: Annotated[str | None, typer.Option(help="Model name or GPT-2 folder. Default: the SAE's.")] = None,

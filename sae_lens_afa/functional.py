@@ -7,6 +7,7 @@ what the feature norm ought to be, without looking at the features.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from sae_lens_afa._memory import empty
 
-__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm"]
+__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", "sparsity_loss", "universal_threshold"]
 
 
 class Coherence(NamedTuple):
@@ -77,6 +78,45 @@ def afa_loss(feature_acts: Float[Tensor, "*tokens d_sae"], x: Float[Tensor, "*to
     return (_row_norm(feature_acts) - _row_norm(x)).square().mean()
 
 
+def sparsity_loss(
+    feature_acts: Float[Tensor, "*tokens d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    x_centered: Float[Tensor, "*tokens d_in"],
+) -> Float[Tensor, ""]:
+    """Over how many features the norm of a code is spread, in the units of an MSE.
+
+    Of a code f~ = [f_i ||d_i||] the measure (||f~||_1 / ||f~||_2)^2 is Hoyer's: n for n equal features, and between 1
+    and L0 for others. It does not depend on the norm of the code, which another loss is to pin. Its mean over tokens
+    is given as a share of d_in, times the mean square of the input's entries: scaling the input scales it as it scales
+    an MSE that is a mean over features, and it depends neither on the number of tokens nor, at the same share of
+    active features, on the dimension. This package's, not the paper's.
+
+    Args:
+        feature_acts: Activations not scaled by decoder norms, shape [..., d_sae]. A token without any counts as 0.
+        W_dec: Decoder, shape [d_sae, d_in].
+        x_centered: What is encoded, less b_dec, shape [..., d_in]; gives the scale and gets no gradient.
+
+    Returns:
+        A scalar, at least float32. Its gradient at f = 0 is 0.
+
+    Raises:
+        ValueError: an axis of an argument does not fit the others.
+    """
+    check_matrix("W_dec", W_dec)
+    d_sae, d_in = W_dec.shape
+    check_last_axis("feature_acts", feature_acts, "d_sae", d_sae)
+    check_last_axis("x_centered", x_centered, "d_in", d_in)
+    if feature_acts.shape[:-1] != x_centered.shape[:-1]:
+        raise ValueError(
+            "feature_acts and x_centered must agree in all axes but the last (one row per token),"
+            f" got {list(feature_acts.shape)} and {list(x_centered.shape)}."
+        )
+    scaled = feature_acts * torch.linalg.vector_norm(W_dec, dim=-1)
+    norm = _row_norm(scaled)
+    ratio = scaled.abs().sum(-1, dtype=norm.dtype) / torch.where(norm == 0, 1, norm)
+    return ratio.square().mean() / d_in * (_row_norm(x_centered.detach()).square().mean() / d_in)
+
+
 def epsilon_lbo(
     dense_norm: Float[Tensor, "*tokens"], feature_norm: Float[Tensor, "*tokens"], d_sae: int
 ) -> Float[Tensor, "*tokens"]:
@@ -107,6 +147,45 @@ def epsilon_lbo(
     # Of the ratio and not of the squares: those of large norms overflow, and close norms cancel.
     ratio = dense_norm / torch.where(feature_norm == 0, torch.nan, feature_norm)
     return (ratio - 1).abs() * (ratio + 1) / (d_sae - 1)
+
+
+def universal_threshold(
+    dense_norm: Float[Tensor, "*tokens"], d_in: int, d_sae: int, scale: float | Tensor = 1.0
+) -> Float[Tensor, "*tokens"]:
+    """What a feature must exceed to be no interference: scale * ||x - b_dec|| * sqrt(2 ln(d_sae) / d_in).
+
+    An inactive feature's pre-activation is what the input has in the feature's direction by chance. For directions
+    spread evenly in R^d_in that is about normal, with standard deviation ||x - b_dec|| / sqrt(d_in) per unit of
+    decoder norm; and the largest of d_sae such values is about sqrt(2 ln(d_sae)) standard deviations: the universal
+    threshold of Donoho and Johnstone, "Ideal spatial adaptation by wavelet shrinkage", Biometrika 81 (1994).
+
+    Args:
+        dense_norm: ||x - b_dec|| per token, shape [...].
+        d_in: Width of the activations.
+        d_sae: Number of features. With one feature, the threshold is 0.
+        scale: Factor c, 1 in the derivation; a number, or a scalar tensor.
+
+    Returns:
+        Shape [...], in the units of activation times decoder norm, and the dtype of `dense_norm`.
+
+    Raises:
+        TypeError: `dense_norm` is not a floating-point tensor.
+        ValueError: a size below 1, or a negative or non-finite scale.
+
+    Example:
+        >>> universal_threshold(torch.tensor([10.0, 0.0]), d_in=128, d_sae=512)
+        tensor([3.1221, 0.0000])
+    """
+    if not dense_norm.is_floating_point():
+        raise TypeError(f"dense_norm must be a floating-point tensor, got dtype {dense_norm.dtype}.")
+    for name, size in (("d_in", d_in), ("d_sae", d_sae)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}.")
+    # torch.compile would make a graph for each value that is looked at; a tensor's would have to be waited for.
+    is_open = isinstance(scale, Tensor) or torch.compiler.is_compiling()
+    if not is_open and not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale must be a finite number >= 0, got {scale}.")
+    return dense_norm * (scale * math.sqrt(2 * math.log(d_sae) / d_in))
 
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> Coherence:

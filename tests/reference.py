@@ -1,7 +1,8 @@
-"""The top-AFA selection as the paper states it, one row at a time: slow, literal, and the measure of every back end."""
+"""The selection rules as they are stated, one row at a time: slow, literal, and the measure of every back end."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -61,3 +62,29 @@ def norm_matching_topk(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor |
         for i in kept:
             out[r, i] = row[i]
     return out.reshape(acts.shape), near.reshape(target_norm.shape)
+
+
+def universal_threshold(x_centered: Tensor, d_sae: int, scale: float) -> Tensor:
+    """scale * ||x - b_dec|| * sqrt(2 ln n / d_in) of one token at a time, in Python's float64."""
+    rows = x_centered.reshape(-1, x_centered.shape[-1])
+    found = []
+    for row in rows.double().tolist():
+        norm = math.sqrt(math.fsum(value * value for value in row))
+        found.append(scale * norm * math.sqrt(2 * math.log(d_sae) / len(row)))
+    return torch.tensor(found, dtype=torch.float64).reshape(x_centered.shape[:-1])
+
+
+def above_threshold(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None = None) -> Tensor:
+    """Keep a_i where the float32 value of a_i ||d_i|| exceeds that of the threshold (float64 for float64 values)."""
+    rows = acts.reshape(-1, acts.shape[-1])
+    dtype = np.float64 if acts.dtype == torch.float64 else np.float32
+    norm = np.ones(rows.shape[1]) if decoder_norm is None else decoder_norm.double().numpy()
+    out = torch.zeros_like(rows)
+    for r, t in enumerate(threshold.reshape(-1).double().numpy().astype(dtype)):
+        if not (rows[r].isfinite().all() and np.isfinite(t)):
+            out[r] = rows[r]
+            continue
+        for i, a in enumerate(rows[r].double().numpy().astype(dtype)):
+            if a * norm.astype(dtype)[i] > t:
+                out[r, i] = rows[r, i]
+    return out.reshape(acts.shape)

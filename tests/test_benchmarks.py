@@ -30,7 +30,7 @@ def test_the_table_has_every_goal(tmp_path):
     )
     found = json.loads(file.read_text())
     assert {"cpu", "threads", "torch", "numba", "sae-lens", "THP_MEM_ALLOC_ENABLE"} <= set(found["setting"])
-    assert len(found["goals"]) == 11
+    assert len(found["goals"]) == 12
     for row in found["goals"]:
         assert row["what"] in printed
         if "on GPU" in row["what"]:

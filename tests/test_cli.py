@@ -89,6 +89,18 @@ def test_train_takes_saelens_flags_and_saves_an_inference_sae(tmp_path, text, ru
     assert sae.cfg.metadata.training_architecture_details["afa_coefficient"] == 0.0625
 
 
+def test_train_takes_the_settings_of_afa_threshold(tmp_path, text, run):
+    flags = train_flags(text, 512)
+    flags[flags.index("top_afa")] = "afa_threshold"
+    flags[flags.index("--afa-coefficient=0.0625")] = "--threshold-scale=0.9"
+    more = ["--k_aux", "32", "--straight-through", "0.5", "--aux_loss", "reference", "--measured_coherence", "true"]
+    done = run(*flags, *more)
+    assert done.code == 0, done.stderr
+    details = SAE.load_from_disk(tmp_path / "out").cfg.metadata.training_architecture_details
+    found = {name: details[name] for name in ("k_aux", "straight_through", "aux_loss", "measured_coherence")}
+    assert found == {"k_aux": 32, "straight_through": 0.5, "aux_loss": "reference", "measured_coherence": True}
+
+
 def test_train_help_lists_the_flags_of_saelens_and_of_top_afa(tmp_path, run):
     shown = run("train", "--architecture", "top_afa", "--help").stdout
     for flag in ("--model_name", "--hook_name", "--training_tokens", "--resume_from_checkpoint", "--afa_coefficient"):

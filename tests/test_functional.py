@@ -7,11 +7,19 @@ import subprocess
 import sys
 
 import pytest
+import reference
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_lens_afa.functional import afa_loss, coherence, epsilon_lbo, feature_norm
+from sae_lens_afa.functional import (
+    afa_loss,
+    coherence,
+    epsilon_lbo,
+    feature_norm,
+    sparsity_loss,
+    universal_threshold,
+)
 
 
 def test_feature_norm_scales_by_decoder_rows_and_counts_the_bias_as_a_feature():
@@ -138,3 +146,128 @@ def test_the_afa_loss_can_be_differentiated_twice():
     x = torch.rand(3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(afa_loss, (acts, x))
     assert torch.autograd.gradgradcheck(afa_loss, (acts, x))
+
+
+# ---- the threshold above which a feature cannot be interference
+
+
+@given(st.integers(1, 40), st.integers(1, 10**6), st.floats(0, 3), st.integers(0, 2**31))
+def test_universal_threshold_is_its_definition(d_in, d_sae, scale, seed):
+    x = torch.randn(2, 3, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    found = universal_threshold(x.norm(dim=-1), d_in, d_sae, scale)
+    # Norms summed in another order, in float64.
+    torch.testing.assert_close(found, reference.universal_threshold(x, d_sae, scale), rtol=1e-13, atol=1e-14)
+    as_tensor = torch.tensor(scale, dtype=torch.float64)
+    assert torch.equal(universal_threshold(x.norm(dim=-1), d_in, d_sae, as_tensor), found)
+
+
+def test_interference_of_all_other_directions_stays_below_it():
+    # What it is derived from: of random directions the largest overlap is about the threshold, most often below it.
+    d_in, d_sae, n_tokens = 256, 4096, 64
+    directions = torch.nn.functional.normalize(torch.randn(d_sae, d_in), dim=-1)
+    x = torch.randn(n_tokens, d_in)
+    largest = (x @ directions.T).amax(-1) / universal_threshold(x.norm(dim=-1), d_in, d_sae)
+    assert 0.85 < largest.mean() < 1
+    assert largest.max() < 1.3
+
+
+def test_universal_threshold_keeps_the_dtype_and_names_what_is_wrong():
+    assert universal_threshold(torch.ones(2, dtype=torch.bfloat16), 4, 8).dtype == torch.bfloat16
+    with pytest.raises(TypeError, match=r"dense_norm must be a floating-point tensor, got dtype torch\.int64"):
+        universal_threshold(torch.ones(2, dtype=torch.int64), 4, 8)
+    for arguments, message in (
+        ((0, 8), "d_in must be at least 1, got 0"),
+        ((4, 0), "d_sae must be at least 1, got 0"),
+        ((4, 8, -1.0), "scale must be a finite number >= 0, got -1.0"),
+        ((4, 8, math.inf), "scale must be a finite number >= 0, got inf"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            universal_threshold(torch.ones(2), *arguments)
+
+
+# ---- the loss on spread
+
+
+def codes(*leading: int, d_sae: int = 30) -> torch.Tensor:
+    return torch.rand(*leading, d_sae, dtype=torch.float64) * (torch.rand(*leading, d_sae) < 0.3)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_sparsity_loss_is_its_definition(shape):
+    acts, W_dec, x = codes(*shape), torch.randn(30, 7, dtype=torch.float64), torch.randn(*shape, 7).double()
+    if shape == (5,):
+        acts[2] = 0
+    spread, power = [], []
+    for f, z in zip(acts.reshape(-1, 30), x.reshape(-1, 7), strict=True):
+        scaled = [a.item() * W_dec[i].norm().item() for i, a in enumerate(f)]
+        square = sum(s * s for s in scaled)
+        spread.append(sum(scaled) ** 2 / square if square > 0 else 0)
+        power.append(z.square().sum().item())
+    expected = sum(spread) / len(spread) / 7 * sum(power) / len(power) / 7
+    assert sparsity_loss(acts, W_dec, x).item() == pytest.approx(expected, rel=1e-12)
+
+
+@given(st.integers(1, 30))
+def test_of_equal_features_it_counts_how_many(n):
+    acts = torch.zeros(4, 30)
+    acts[:, :n] = 0.7
+    W_dec = torch.nn.functional.normalize(torch.randn(30, 16), dim=-1)
+    x = torch.ones(4, 16)
+    assert sparsity_loss(acts, W_dec, x).item() == pytest.approx(n / 16, rel=1e-5)
+
+
+@given(st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_it_scales_as_an_mse_and_not_with_the_norm_of_the_code(of_x, of_acts):
+    torch.manual_seed(0)
+    acts, W_dec, x = codes(6), torch.randn(30, 7, dtype=torch.float64), torch.randn(6, 7, dtype=torch.float64)
+    loss = sparsity_loss(acts, W_dec, x)
+    torch.testing.assert_close(sparsity_loss(of_acts * acts, W_dec, of_x * x), of_x**2 * loss)
+    torch.testing.assert_close(sparsity_loss(acts * of_acts, W_dec / of_acts, x), loss)
+
+
+@given(st.integers(1, 5))
+def test_it_depends_neither_on_the_batch_size_nor_at_equal_shares_on_the_dimension(times):
+    torch.manual_seed(0)
+    acts, W_dec, x = codes(6), torch.randn(30, 7, dtype=torch.float64), torch.randn(6, 7, dtype=torch.float64)
+    W_dec = torch.nn.functional.normalize(W_dec, dim=-1)
+    loss = sparsity_loss(acts, W_dec, x)
+    torch.testing.assert_close(sparsity_loss(acts.repeat(times, 1), W_dec, x.repeat(times, 1)), loss)
+    # The same code `times` over in blocks of their own: as many times the features, and the dimension.
+    blocks = torch.block_diag(*[W_dec] * times)
+    torch.testing.assert_close(sparsity_loss(acts.repeat(1, times), blocks, x.repeat(1, times)), loss)
+
+
+def test_sparsity_loss_passes_gradcheck_and_has_no_gradient_at_an_empty_code_or_in_x():
+    acts = (codes(4) + 0.01).requires_grad_()
+    W_dec, x = torch.randn(30, 7, dtype=torch.float64, requires_grad=True), torch.randn(4, 7, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda a, w: sparsity_loss(a, w, x), (acts, W_dec))
+    empty, x = torch.zeros(4, 30, dtype=torch.float64, requires_grad=True), x.requires_grad_()
+    loss = sparsity_loss(empty, W_dec, x)
+    loss.backward()
+    assert loss == 0
+    assert not empty.grad.any()
+    assert x.grad is None
+
+
+def test_sparsity_loss_sums_low_precision_in_float32():
+    acts, W_dec, x = torch.full((1, 4096), 0.1).bfloat16(), torch.ones(4096, 1), torch.ones(1, 1)
+    assert sparsity_loss(acts, W_dec, x).item() == pytest.approx(4096, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("acts", "W_dec", "x", "message"),
+    [
+        (torch.ones(2, 3), torch.ones(3), torch.ones(2, 4), "W_dec must be a matrix"),
+        (torch.ones(2, 5), torch.ones(3, 4), torch.ones(2, 4), "feature_acts: the last axis must be d_sae = 3"),
+        (torch.ones(2, 3), torch.ones(3, 4), torch.ones(2, 5), "x_centered: the last axis must be d_in = 4"),
+        (
+            torch.ones(2, 3),
+            torch.ones(3, 4),
+            torch.ones(1, 4),
+            r"agree in all axes but the last.*\[2, 3\] and \[1, 4\]",
+        ),
+    ],
+)
+def test_sparsity_loss_names_the_axis_that_does_not_fit(acts, W_dec, x, message):
+    with pytest.raises(ValueError, match=message):
+        sparsity_loss(acts, W_dec, x)

@@ -88,8 +88,11 @@ def test_the_trainer_asks_for_the_sparsity_window_before_it_takes_a_batch():
 
 def test_importing_registers_the_architectures():
     assert registry.get_sae_class("top_afa") == (sae_lens_afa.TopAFASAE, sae_lens_afa.TopAFASAEConfig)
+    classes = (sae_lens_afa.AFAThresholdSAE, sae_lens_afa.AFAThresholdSAEConfig)
+    assert registry.get_sae_class("afa_threshold") == classes
     for name, prefix in (
         ("top_afa", "TopAFA"),
+        ("afa_threshold", "AFAThreshold"),
         ("mutual_choice", "MutualChoice"),
         ("feature_choice", "FeatureChoice"),
     ):

@@ -1,4 +1,4 @@
-"""top_afa inside SAELens' runners and hooked models, on the bundled language model."""
+"""top_afa and afa_threshold inside SAELens' runners and hooked models, on the bundled language model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from sae_lens import (
 )
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
-from sae_lens_afa import TopAFASAE, TopAFATrainingSAE, TopAFATrainingSAEConfig
+from sae_lens_afa import (
+    AFAThresholdSAE,
+    AFAThresholdTrainingSAE,
+    AFAThresholdTrainingSAEConfig,
+    TopAFASAE,
+    TopAFATrainingSAE,
+    TopAFATrainingSAEConfig,
+)
 from sae_lens_afa.demo import model_folder
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -96,6 +103,28 @@ def test_resumes_from_saelens_own_checkpoint(tmp_path, model, dataset):
     assert (tmp_path / "resumed" / "out" / "sae_weights.safetensors").is_file()
 
 
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "expected_average_only_in"])
+def test_afa_threshold_trains_resumes_and_loads_for_inference(tmp_path, model, dataset, normalize):
+    settings = {"threshold_warm_up_steps": 4, "measured_coherence": True, "normalize_activations": normalize}
+    sae = AFAThresholdTrainingSAEConfig(d_in=192, d_sae=256, **settings)
+    cfg = runner_config(tmp_path, n_checkpoints=1)
+    cfg.sae = sae
+    trained = train(cfg, model, dataset)
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert isinstance(loaded, AFAThresholdSAE)
+    x = torch.randn(3, 7, 192)
+    assert torch.equal(loaded(x), trained(x))
+    (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
+    at_checkpoint = TrainingSAE.load_from_disk(checkpoint)
+    assert isinstance(at_checkpoint, AFAThresholdTrainingSAE)
+    resumed = runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
+    resumed.sae = sae
+    runner = LanguageModelSAETrainingRunner(resumed, override_model=model, override_dataset=dataset)
+    runner.run()
+    # Adam moves an entry by about its learning rate in each of the few steps: the start is not made anew.
+    assert (runner.sae.b_dec - trained.b_dec).abs().max() <= 20 * cfg.lr * max(1, trained.b_dec.abs().max())
+
+
 def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch):
     logged: list[dict] = []
     monkeypatch.setattr("wandb.log", lambda data, step=None: logged.append(data))
@@ -139,6 +168,7 @@ def test_trains_beside_topk_and_batchtopk_on_one_forward(tmp_path, model, datase
     cfg = MultiSAETrainingRunnerConfig(
         saes={
             "afa": TopAFATrainingSAEConfig(d_in=192, d_sae=128),
+            "threshold": AFAThresholdTrainingSAEConfig(d_in=192, d_sae=128, measured_coherence=True),
             "topk": TopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
             "batchtopk": BatchTopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
         },
@@ -156,18 +186,21 @@ def test_trains_beside_topk_and_batchtopk_on_one_forward(tmp_path, model, datase
         output_path=str(tmp_path / "out"),
     )
     saes = MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
-    loaded = SAE.load_from_disk(tmp_path / "out" / "afa")
     x = torch.randn(4, 192)
-    assert torch.equal(loaded(x), saes["afa"](x))
+    for name in ("afa", "threshold"):
+        assert torch.equal(SAE.load_from_disk(tmp_path / "out" / name)(x), saes[name](x))
     (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
     cfg.resume_from_checkpoint = str(checkpoint)
     MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
 
 
-def test_trains_on_saelens_synthetic_data(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "saved"), [(TopAFATrainingSAEConfig, TopAFASAE), (AFAThresholdTrainingSAEConfig, AFAThresholdSAE)]
+)
+def test_trains_on_saelens_synthetic_data(tmp_path, config, saved):
     cfg = SyntheticSAERunnerConfig(
         synthetic_model=SyntheticModelConfig(num_features=64, hidden_dim=16),
-        sae=TopAFATrainingSAEConfig(d_in=16, d_sae=64),
+        sae=config(d_in=16, d_sae=64),
         training_samples=64 * 20,
         batch_size=64,
         eval_samples=256,
@@ -177,7 +210,7 @@ def test_trains_on_saelens_synthetic_data(tmp_path):
     )
     SyntheticSAERunner(cfg).run()
     (weights,) = tmp_path.rglob("sae_weights.safetensors")
-    assert isinstance(SAE.load_from_disk(weights.parent), TopAFASAE)
+    assert isinstance(SAE.load_from_disk(weights.parent), saved)
 
 
 # ---- hooked models

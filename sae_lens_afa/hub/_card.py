@@ -20,6 +20,7 @@ from sae_lens_afa.interop.report import METADATA_KEY
 BEGIN = "<!-- sae-lens-afa: begin; this section is written anew by each push, put your own text outside of it -->"
 END = "<!-- sae-lens-afa: end -->"
 _TAGS = ("sparse-autoencoder", "saelens", "interpretability", "sae-lens-afa")
+_OWN = ("top_afa", "afa_threshold")  # architectures that SAELens knows by this package alone
 _TASK = "feature-extraction"
 # TransformerLens' names for models of the Hub's first days, which have moved under an owner.
 _MOVED = {
@@ -137,7 +138,7 @@ def _section(repo_id: str, saes: Mapping[str, SAEFacts]) -> str:
         "\n".join(_table(saes)),
         *([_EXPLAINED] if any(facts.metrics for facts in saes.values()) else []),
         "### Load",
-        _snippet(repo_id, first, own=saes[first].cfg.get("architecture") == "top_afa"),
+        _snippet(repo_id, first, own=saes[first].cfg.get("architecture") in _OWN),
         *_approximations(saes),
         "### Training",
         "\n".join(_training_table(saes)),

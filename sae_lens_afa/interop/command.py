@@ -39,7 +39,7 @@ class ExportRequest:
 
     Attributes:
         output: Folder to write.
-        sae: Folder of a saved `top_afa` or `topk` SAE.
+        sae: Folder of a saved `top_afa`, `afa_threshold` or `topk` SAE.
         demo: Calibrate on the bundled model and the text it never saw; without `sae`, the SAE in runs/demo.
         activations: A .safetensors file of raw hook-point values, one tensor or one of the name "activations".
             Without it they come from the model and text, with which the cross-entropy is measured too.

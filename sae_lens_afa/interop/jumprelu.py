@@ -1,4 +1,4 @@
-"""top-AFA SAEs as `jumprelu` SAEs, which anyone loads without this package."""
+"""SAEs that choose per token as `jumprelu` SAEs, which anyone loads without this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from sae_lens_afa.runner import check_hook
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
-SUPPORTED = ("top_afa", "topk")
+SUPPORTED = ("top_afa", "afa_threshold", "topk")
 DEFAULT_CE_TOKENS = 8192
 _CARRIED_FIELDS = (
     "d_in",
@@ -60,8 +60,8 @@ def export_jumprelu(
     the median threshold of the others (in units of the decoder norm). 16,384 tokens are plenty.
 
     Args:
-        sae: A `top_afa` or `topk` SAE, for training (exported as it would be saved for inference) or for inference;
-            not changed.
+        sae: A `top_afa`, `afa_threshold` or `topk` SAE, for training (exported as it would be saved for inference) or
+            for inference; not changed.
         activations: Raw hook-point values [..., d_in] (hook_z: [..., heads, d_head]), or an iterable of such
             batches, which is read once. The SAE's own normalisation is applied. Every fifth block of 128 tokens is held
             out for the report (at most 16,384 tokens); below 640 tokens the report is of the calibration tokens
@@ -124,7 +124,7 @@ def check_exportable(sae: SAE[Any]) -> None:
         )
     if architecture not in SUPPORTED:
         raise ValueError(
-            f"export_jumprelu takes {' and '.join(SUPPORTED)} SAEs, got {architecture!r}: share that as it is,"
+            f"export_jumprelu takes {', '.join(SUPPORTED)} SAEs, got {architecture!r}: share that as it is,"
             " SAELens needs no plugin for it."
         )
     if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):

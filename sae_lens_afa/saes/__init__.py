@@ -12,6 +12,12 @@ from sae_lens.registry import (
 )
 from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
 
+from sae_lens_afa.saes.afa_threshold_sae import (
+    AFAThresholdSAE,
+    AFAThresholdSAEConfig,
+    AFAThresholdTrainingSAE,
+    AFAThresholdTrainingSAEConfig,
+)
 from sae_lens_afa.saes.feature_choice_sae import FeatureChoiceTrainingSAE, FeatureChoiceTrainingSAEConfig
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.top_afa_sae import (
@@ -22,6 +28,10 @@ from sae_lens_afa.saes.top_afa_sae import (
 )
 
 __all__ = [
+    "AFAThresholdSAE",
+    "AFAThresholdSAEConfig",
+    "AFAThresholdTrainingSAE",
+    "AFAThresholdTrainingSAEConfig",
     "FeatureChoiceTrainingSAE",
     "FeatureChoiceTrainingSAEConfig",
     "MutualChoiceTrainingSAE",
@@ -42,6 +52,8 @@ def register_architectures() -> None:
     """
     _register_inference(TopAFASAEConfig.architecture(), TopAFASAE, TopAFASAEConfig)
     _register_training(TopAFATrainingSAEConfig.architecture(), TopAFATrainingSAE, TopAFATrainingSAEConfig)
+    _register_inference("afa_threshold", AFAThresholdSAE, AFAThresholdSAEConfig)
+    _register_training("afa_threshold", AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig)
     # These two are saved as SAELens' own "jumprelu".
     _register_training("mutual_choice", MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig)
     _register_training("feature_choice", FeatureChoiceTrainingSAE, FeatureChoiceTrainingSAEConfig)

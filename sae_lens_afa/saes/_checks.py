@@ -24,8 +24,8 @@ def check_shape_fields(cfg: SAEConfig) -> None:
     check_integer(cfg, "d_sae", at_least=1)
     if not cfg.apply_b_dec_to_input:
         raise ValueError(
-            f"{name}.apply_b_dec_to_input must be True, got {cfg.apply_b_dec_to_input!r}: the rule matches the norm"
-            " of x - b_dec, and the encoder reads x - b_dec."
+            f"{name}.apply_b_dec_to_input must be True, got {cfg.apply_b_dec_to_input!r}: the rule compares with"
+            " the norm of x - b_dec, and the encoder reads x - b_dec."
         )
     if cfg.normalize_activations not in _NORMALIZATIONS:
         raise ValueError(
@@ -51,6 +51,13 @@ def check_number(cfg: SAEConfig, field: str, *, positive: bool = False, at_most:
         )
     if at_most is not None and value > at_most:
         raise ValueError(f"{type(cfg).__name__}.{field} must be at most {at_most}, got {value!r}.")
+
+
+def check_flag(cfg: SAEConfig, field: str) -> None:
+    """Raise ValueError unless the field is True or False."""
+    value = getattr(cfg, field)
+    if not isinstance(value, bool):
+        raise ValueError(f"{type(cfg).__name__}.{field} must be True or False, got {value!r}.")
 
 
 def check_choice(cfg: SAEConfig, field: str, choices: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ weights touch only these (`sae_lens_afa.sparse`).
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,6 @@ from transformer_lens.hook_points import HookPoint
 
 from sae_lens_afa import sparse
 from sae_lens_afa._memory import empty
-from sae_lens_afa.selection import norm_matching_topk
 
 
 class Coded(NamedTuple):
@@ -30,16 +29,30 @@ class Coded(NamedTuple):
     decoded: Float[Tensor, "*tokens d_in"]
 
 
-def encode(
-    sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]
-) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
-    """Feature activations and pre-activations of a normalised input.
+class SelectionRule(Protocol):
+    """Which features of a token are active, as the architecture and the moment of training have it."""
 
-    The target of the selection is target_ratio * ||x - b_dec||.
-    """
+    @property
+    def constant_mask(self) -> bool:
+        """Whether the gradient is that of a constant mask: 1 for what is selected, 0 for the rest."""
+        ...
+
+    def select(
+        self,
+        hidden_pre: Float[Tensor, "*tokens d_sae"],
+        dense_norm: Float[Tensor, "*tokens"],
+        decoder_norm: Float[Tensor, " d_sae"],
+    ) -> Float[Tensor, "*tokens d_sae"]:
+        """Feature activations: `hidden_pre` where selected, else 0, by the norm ||x - b_dec|| of the token."""
+        ...
+
+
+def encode(
+    sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule
+) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
+    """Feature activations and pre-activations of a normalised input."""
     hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
-    target = _target_norm(x - sae.b_dec, sae.cfg.target_ratio)
-    selected = norm_matching_topk(hidden_pre, target, _decoder_norm(sae.W_dec))
+    selected = rule.select(hidden_pre, _dense_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
     return sae.hook_sae_acts_post(selected), hidden_pre
 
 
@@ -49,20 +62,21 @@ def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tenso
     return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
 
 
-def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> Coded:
+def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule) -> Coded:
     """Encode and decode a normalised input: in one where nobody looks in between, which differentiates once."""
-    if torch.compiler.is_compiling() or _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post):
-        feature_acts, hidden_pre = encode(sae, x)
+    observed = _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post)
+    if torch.compiler.is_compiling() or observed or not rule.constant_mask:
+        feature_acts, hidden_pre = encode(sae, x, rule)
         return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
     rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)
     W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
-    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms, sae.cfg.target_ratio)
+    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms, rule)
     return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
 
 
-def _target_norm(x_centered: Float[Tensor, "*tokens d_in"], ratio: float) -> Float[Tensor, "*tokens"]:
+def _dense_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
     accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
-    return ratio * torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
+    return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
 
 
 def _decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
@@ -117,14 +131,14 @@ class _Code(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor, ratio: float
+        ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor, rule: SelectionRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         x_centered = x - b_dec
-        target = _target_norm(x_centered, ratio)
+        dense_norm = _dense_norm(x_centered)
         x_centered = x_centered.to(W_enc.dtype)
         hidden_pre = _matmul(x_centered, W_enc)
-        feature_acts = norm_matching_topk(hidden_pre, target, norms)
+        feature_acts = rule.select(hidden_pre, dense_norm, norms)
         # The gradient of x needs that of every pre-activation.
         active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
         decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)

@@ -17,24 +17,16 @@ With a fraction of 0 all is SAELens' loss for dead features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_afa.saes._tracked import TrackedState, uncompiled
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, expected_densities, fit_zipf
 
-__all__ = ["DensityTracking", "aux_zipf_loss", "uncompiled"]
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def uncompiled(method: _Method) -> _Method:
-    """Keep a method out of torch.compile's graphs: one that counts batches would be compiled anew for each count."""
-    return cast(_Method, torch.compiler.disable(method))
+__all__ = ["DensityTracking", "aux_zipf_loss"]
 
 
 def aux_zipf_loss(
@@ -91,13 +83,12 @@ def aux_zipf_loss(
     return coefficient * scale * (acts @ rows - residual).square().sum(-1).mean()
 
 
-class DensityTracking(TrainingSAE[Any]):
+class DensityTracking(TrackedState):
     """A moving average of feature densities and the Zipf law fitted to it; a base beside SAELens' own.
 
     The config has `density_lr` and `dying_fraction`. A class that needs no densities while `dying_fraction` is 0 sets
-    `_densities_are_optional`, and then has no such state. All state is in persistent buffers, so that a resumed run
-    goes on as it was; they are kept in their precision whatever dtype the SAE is cast to, and are no part of the
-    inference model.
+    `_densities_are_optional`, and then has no such state. All state is tracked (see `TrackedState`), so that a resumed
+    run goes on as it was.
 
     Attributes:
         density: Moving average of each feature's density, [d_sae]: the mean over the first 1 / density_lr
@@ -188,33 +179,6 @@ class DensityTracking(TrainingSAE[Any]):
         rare[order] = self.density[order] < self.cfg.dying_fraction * expected
         return rare if dead is None else rare & ~dead
 
+    @override
     def drop_caches(self) -> None:
-        """Forget what was derived from the buffers, which have been replaced."""
         self._expected = self._n_observed = None
-
-    @override
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        for name in self._tracked:
-            state_dict.pop(name, None)
-
-    # A cast to bfloat16, in which a moving average stands still, is for the weights alone. SAELens casts on loading.
-    @override
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        self.drop_caches()
-        dtypes = {name: self.get_buffer(name).dtype for name in self._tracked}
-        keys = super().load_state_dict(state_dict, strict, assign)
-        for name, dtype in dtypes.items():
-            self._buffers[name] = self.get_buffer(name).to(dtype)
-        return keys
-
-    @override
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.drop_caches()
-        kept = {name: self.get_buffer(name) for name in self._tracked}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            moved = self.get_buffer(name)
-            if moved.dtype != before.dtype:
-                self._buffers[name] = (moved if before.is_meta else before).to(moved.device, before.dtype)
-        return self

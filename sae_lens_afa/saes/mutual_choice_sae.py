@@ -28,7 +28,8 @@ from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_integer, check_number
 from sae_lens_afa.saes._matching import firing_counts, mutual_choice
-from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
+from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 
 _NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "covariance_whitening")
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from sae_lens.saes.sae import (
@@ -20,11 +19,12 @@ from sae_lens.saes.sae import (
     TrainStepInput,
     TrainStepOutput,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.functional import afa_loss, epsilon_lbo, feature_norm
-from sae_lens_afa.saes._base import NormMatchingSAE
+from sae_lens_afa.functional import afa_loss, sparsity_loss
+from sae_lens_afa.saes import _initial
+from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._checks import (
     check_choice,
     check_integer,
@@ -33,11 +33,27 @@ from sae_lens_afa.saes._checks import (
 )
 from sae_lens_afa.saes._dead_latents import dead_latent_loss
 from sae_lens_afa.saes._matching import firing_counts
-from sae_lens_afa.saes._step import code, decode, encode
-from sae_lens_afa.saes._unit_norm import arm_unit_norm
-from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss, uncompiled
+from sae_lens_afa.saes._step import code
+from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
+from sae_lens_afa.selection import norm_matching_topk
 
 PAPER_AFA_COEFFICIENT = 1 / 32
+
+
+class NormMatching(NamedTuple):
+    """The rule: so many of the largest activations that their norm is nearest to `target_ratio` * ||x - b_dec||."""
+
+    target_ratio: float
+
+    @property
+    def constant_mask(self) -> bool:
+        """True: a `SelectionRule` whose mask is a constant for the gradient."""
+        return True
+
+    def select(self, hidden_pre: Tensor, dense_norm: Tensor, decoder_norm: Tensor) -> Tensor:
+        """See `SelectionRule`."""
+        return norm_matching_topk(hidden_pre, self.target_ratio * dense_norm, decoder_norm)
 
 
 @dataclass
@@ -67,25 +83,16 @@ class TopAFASAEConfig(SAEConfig):
 
 
 class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
-    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else.
-
-    A token's code depends on that token alone, so any leading dimensions will do.
-    """
+    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else."""
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        _init_as_reference(self)
+        _initial.as_reference(self)
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        return encode(self, self.normalized_input(x))[0]
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
-        return decode(self, feature_acts)
+    def selection_rule(self) -> NormMatching:
+        return NormMatching(self.cfg.target_ratio)
 
 
 @dataclass(kw_only=True)
@@ -96,6 +103,9 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         afa_coefficient: Weight of the AFA loss, in the paper's units (against an MSE that is a mean over
             features) whatever `loss_reduction`. 0 leaves the term out.
         afa_warm_up_steps: Steps over which that weight rises linearly from 0.
+        sparsity_coefficient: Weight of `sae_lens_afa.functional.sparsity_loss`, in the same units: codes of the same
+            norm in fewer features. 0, the paper's, leaves it out.
+        sparsity_warm_up_steps: Steps over which that weight rises linearly from 0.
         aux_loss_coefficient: Weight of the loss that has dead latents reconstruct the residual, in the same units.
         k_aux: Most dead latents per token that take part in it.
         target_ratio: What norm to match, in the selection and in the loss, as a multiple of the dense norm. 1 is the
@@ -120,6 +130,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
 
     afa_coefficient: float = PAPER_AFA_COEFFICIENT
     afa_warm_up_steps: int = 0
+    sparsity_coefficient: float = 0.0
+    sparsity_warm_up_steps: int = 0
     aux_loss_coefficient: float = 1 / 32
     k_aux: int = 512
     target_ratio: float = 1.0
@@ -144,6 +156,8 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         check_shape_fields(self)
         check_number(self, "afa_coefficient")
         check_integer(self, "afa_warm_up_steps", at_least=0)
+        check_number(self, "sparsity_coefficient")
+        check_integer(self, "sparsity_warm_up_steps", at_least=0)
         check_number(self, "aux_loss_coefficient")
         check_integer(self, "k_aux", at_least=1)
         check_number(self, "target_ratio", positive=True)
@@ -169,13 +183,14 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
 
 
-class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
+class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
     for every model. With a `dying_fraction` it has the buffers of `DensityTracking`.
-    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
-    `afa_loss` and `auxiliary_reconstruction_loss`; `sae_out` is in the space of the raw input.
+    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`, `afa_loss`,
+    `auxiliary_reconstruction_loss` and, where it has a coefficient, `sparsity_loss`; `sae_out` is in the space of the
+    raw input.
     """
 
     _densities_are_optional = True
@@ -184,27 +199,25 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
     def initialize_weights(self) -> None:
         super().initialize_weights()
         if self.cfg.decoder_init_norm is None:
-            _init_as_reference(self)
+            _initial.as_reference(self)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        return {"afa": TrainCoefficientConfig(self.cfg.afa_coefficient, self.cfg.afa_warm_up_steps)}
+        cfg = self.cfg
+        coefficients = {"afa": TrainCoefficientConfig(cfg.afa_coefficient, cfg.afa_warm_up_steps)}
+        if cfg.sparsity_coefficient > 0:
+            coefficients["sparsity"] = TrainCoefficientConfig(cfg.sparsity_coefficient, cfg.sparsity_warm_up_steps)
+        return {**coefficients}
 
     @override
-    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        return encode(self, self.normalized_input(x))
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """As `TopAFASAE.decode`."""
-        return decode(self, feature_acts)
+    def selection_rule(self) -> NormMatching:
+        return NormMatching(self.cfg.target_ratio)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = self.normalized_input(step_input.sae_in)
         self._refit_law(step_input.n_training_steps)
-        feature_acts, hidden_pre, decoded = code(self, x)
+        feature_acts, hidden_pre, decoded = code(self, x, self.selection_rule())
         recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
@@ -216,14 +229,14 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
             hidden_pre=hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
-            metrics=self._norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
+            metrics=self.norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
         )
 
     @override
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        """The two terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
+        """The terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
         x, dead, residual = step_input.sae_in, step_input.dead_neuron_mask, step_input.sae_in - sae_out
         if self.cfg.detach_aux_residual:
             residual = residual.detach()
@@ -233,10 +246,14 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
         if self.cfg.dying_fraction > 0:
             aux_loss = aux_loss + self._under_used_latent_loss(dead, hidden_pre, residual)
         afa = afa_loss(feature_acts, self.cfg.target_ratio * x)
-        return {
+        losses = {
             "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa,
             "auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * self._loss_scale * aux_loss,
         }
+        if self.cfg.sparsity_coefficient > 0:
+            spread = sparsity_loss(feature_acts, self.W_dec, x - self.b_dec)
+            losses["sparsity_loss"] = step_input.coefficients["sparsity"] * self._loss_scale * spread
+        return losses
 
     @uncompiled
     def _under_used_latent_loss(self, dead: Tensor | None, hidden_pre: Tensor, residual: Tensor) -> Tensor:
@@ -267,38 +284,3 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingSAE, TrainingSAE[TopAFATrai
     def _loss_scale(self) -> int:
         """From the paper's means over features to the sums over features that SAELens logs and compares."""
         return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
-
-    @torch.no_grad()
-    def _norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Tensor | float | int | Any]:
-        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred)."""
-        dense, features = torch.linalg.vector_norm(x, dim=-1), feature_norm(feature_acts, self.W_dec, self.b_dec)
-        l0 = torch.count_nonzero(feature_acts, dim=-1).float()
-        return {
-            "afa_norm_ratio": (features / dense).median(),
-            "afa_epsilon_lbo": epsilon_lbo(dense, features, self.cfg.d_sae).nanmedian(),
-            "afa_frac_over_activated": (features > dense).float().mean(),
-            "l0_std": l0.std(correction=0),
-        }
-
-    @override
-    def train(self, mode: bool = True) -> TopAFATrainingSAE:
-        super().train(mode)
-        if mode and self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=True)
-        return self
-
-    @override
-    def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
-        super().load_weights_from_checkpoint(checkpoint_path)
-        if self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=False)
-
-
-_AnySAE = TopAFASAE | TopAFATrainingSAE
-
-
-def _init_as_reference(sae: _AnySAE) -> None:
-    """W_enc uniform within +-sqrt(6 / d_sae), W_dec its row-normalised transpose, b_dec zero."""
-    bound = (6 / sae.cfg.d_sae) ** 0.5
-    nn.init.uniform_(sae.W_enc.data, -bound, bound)
-    sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()

@@ -1,8 +1,8 @@
-"""The top-AFA selection rule: which features are active when the norm of the features must match the input's.
+"""Which features are active: those whose norm matches the input's, or those above a threshold of their token.
 
-One public function, `norm_matching_topk`, over interchangeable back ends that all give the same result: "numba"
-(compiled, for CPU), "triton" (compiled, for cuda) and "torch" (any device, nothing to install). The environment
-variable SAE_LENS_AFA_BACKEND names the one that "auto" means.
+`above_threshold` compares. The top-AFA rule is `norm_matching_topk`, one function over interchangeable back ends that
+all give the same result: "numba" (compiled, for CPU), "triton" (compiled, for cuda) and "torch" (any device, nothing
+to install). The environment variable SAE_LENS_AFA_BACKEND names the one that "auto" means.
 Source: arXiv 2503.24277, section 5 (top-AFA): keep the k* largest scaled activations, where k* brings the norm
 of what is kept nearest to the norm of the dense activation.
 
@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from sae_lens_afa.selection._backends import available_backends, backend_for, selector
+from sae_lens_afa.selection._checks import check_selection
+from sae_lens_afa.selection._threshold import above_threshold
 
-__all__ = ["available_backends", "norm_matching_topk"]
+__all__ = ["above_threshold", "available_backends", "norm_matching_topk"]
 
 
 def norm_matching_topk(
@@ -54,26 +56,8 @@ def norm_matching_topk(
         >>> norm_matching_topk(acts, torch.tensor([4.9]))
         tensor([[3., 0., 4., 0.]])
     """
-    _check(acts, target_norm, decoder_norm)
+    check_selection(acts, target_norm, decoder_norm, what="target_norm")
     return torch.ops.sae_lens_afa.norm_matching_topk(acts, target_norm, decoder_norm, backend)
-
-
-def _check(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None) -> None:
-    for name, tensor in (("acts", acts), ("target_norm", target_norm), ("decoder_norm", decoder_norm)):
-        if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
-    if acts.ndim == 0 or acts.shape[-1] == 0:
-        raise ValueError(f"acts must have shape [..., d_sae] with d_sae >= 1, got {list(acts.shape)}.")
-    if target_norm.shape != acts.shape[:-1]:
-        raise ValueError(
-            f"target_norm must have shape {list(acts.shape[:-1])}, one norm for each row of acts"
-            f" {list(acts.shape)}, got {list(target_norm.shape)}."
-        )
-    if decoder_norm is not None and decoder_norm.shape != acts.shape[-1:]:
-        raise ValueError(
-            f"decoder_norm must have shape [{acts.shape[-1]}], one norm for each entry of acts' last axis"
-            f" (d_sae), got {list(decoder_norm.shape)}."
-        )
 
 
 # A custom operator, so that torch.compile keeps its graph whole around the data-dependent selection.

@@ -28,7 +28,7 @@ OPTIONS = {
     "feature_choice": {"k": 5},
 }
 # By their configs.
-REFUSED_NORMALIZATION = {"constant_norm_rescale": {"top_afa", "mutual_choice", "feature_choice"}}
+REFUSED_NORMALIZATION = {"constant_norm_rescale": {"top_afa", "afa_threshold", "mutual_choice", "feature_choice"}}
 REFUSED = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder", "temporal"}
 NORMALIZATIONS = ["none", "layer_norm", "constant_norm_rescale"]
 TRAINING = sorted(SAE_TRAINING_CLASS_REGISTRY)

@@ -130,7 +130,9 @@ def test_a_sweep_of_failures_only_still_reports(tmp_path):
     assert "No setting qualifies." in (tmp_path / "out" / "report.md").read_text()
 
 
-@pytest.mark.parametrize("architecture", ["standard", "topk", "batchtopk", "jumprelu", "mutual_choice", "top_afa"])
+@pytest.mark.parametrize(
+    "architecture", ["standard", "topk", "batchtopk", "jumprelu", "mutual_choice", "top_afa", "afa_threshold"]
+)
 def test_figures_are_those_of_sae_lens_evaluator(architecture):
     model = made("tiny")
     chooses_k = architecture in ("topk", "batchtopk", "mutual_choice")

@@ -16,6 +16,7 @@ RUNS = [
     Run("batchtopk", "batchtopk", "k", 3),
     Run("feature_choice", "feature_choice", "k", 2),
     Run("top_afa", "top_afa", "afa_coefficient", 1 / 32),
+    Run("afa_threshold", "afa_threshold", "threshold_scale", 1.0, {"threshold_warm_up_steps": 10}),
 ]
 TRAINING = Training(
     steps=30, batch_size=64, lr=1e-2, dead_feature_window=5, lr_warm_up_steps=4, lr_decay_steps=6

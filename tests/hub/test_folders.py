@@ -41,8 +41,10 @@ def test_info(folder):
     assert about.saes["top"].metrics == {"l0_mean": 3.25}
     text = str(about)
     assert text.startswith(f"{folder}: 2 SAEs\n")
-    for said in ("top_afa", "gpt2", "afa_coefficient       0.03125", "L0                    3.25"):
-        assert said in text
+    rows = [line.split() for line in text.splitlines()]
+    for said in (["architecture", "top_afa"], ["afa_coefficient", "0.03125"], ["L0", "3.25"]):
+        assert said in rows
+    assert "gpt2" in text
     assert set(afa.hub.info(folder, "top").saes) == {"top"}
 
 

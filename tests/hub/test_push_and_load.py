@@ -91,6 +91,20 @@ def test_the_choice_saes_are_pushed_as_jumprelu(client):
     ]  # fmt: skip
 
 
+def test_an_afa_threshold_sae_is_pushed_with_the_coherence_it_measured(client):
+    done = client.run("""
+        from sae_lens import SAE
+        cfg = afa.AFAThresholdTrainingSAEConfig(d_in=8, d_sae=32, measured_coherence=True)
+        sae = afa.AFAThresholdTrainingSAE(cfg).eval()
+        sae.coherence.mul_(0.7)
+        afa.push_to_hub({"a": sae}, "me/threshold")
+        x = torch.randn(64, 8)
+        for loaded in (afa.load("me/threshold", "a"), SAE.from_pretrained("me/threshold", "a")):
+            print(type(loaded).__name__, torch.equal(loaded(x), sae(x)), round(loaded.cfg.threshold_scale, 4))
+    """)
+    assert done.output.strip().splitlines()[-2:] == ["AFAThresholdSAE True 0.7"] * 2
+
+
 def test_dtype_and_device(client):
     done = client.run("""
         afa.push_to_hub({"half": make(dtype="bfloat16")}, "me/saes")

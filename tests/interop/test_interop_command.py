@@ -89,8 +89,11 @@ def test_another_hook(sae, tmp_path):
         ({"sae": "small", "activations": "several"}, "must hold one tensor, or one of the name 'activations'.* a, b"),
         ({"sae": "small", "activations": "wide"}, r"d_in = 16 on its last axis, got \[100, 17\]"),
         ({"sae": "small", "activations": "scalar"}, "too few activations: 0 tokens"),
-        ({"sae": "standard", "activations": "acts"}, "takes top_afa and topk SAEs, got 'standard'"),
-        ({"sae": "standard", "model": "no such model", "dataset": "x"}, "takes top_afa and topk SAEs, got 'standard'"),
+        ({"sae": "standard", "activations": "acts"}, "takes top_afa, afa_threshold, topk SAEs, got 'standard'"),
+        (
+            {"sae": "standard", "model": "no such model", "dataset": "x"},
+            "takes top_afa, afa_threshold, topk SAEs, got 'standard'",
+        ),
         ({"sae": "small", "demo": True, "tokens": 0}, "--tokens must be at least 1"),
         ({"sae": "small", "demo": True}, "d_in is 16, but activations at"),
         ({"sae": "small"}, "does not say its dataset_path: give --dataset"),

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sae_lens_afa import TopAFATrainingSAE, TopAFATrainingSAEConfig
-from sae_lens_afa.saes import _step
+from sae_lens_afa.saes import top_afa_sae
 
 DATA = Path(__file__).parents[1] / "data"
 FORWARD = sorted(p.stem for p in DATA.glob("fwd_topafa_*") if "edge" not in p.stem)
@@ -117,7 +117,7 @@ def test_gradients_equal_the_reference_but_for_tail_features_of_saturated_rows(n
 
 @pytest.mark.parametrize("name", FORWARD)
 def test_with_float32_sums_everything_equals_the_reference(name, monkeypatch):
-    monkeypatch.setattr(_step, "norm_matching_topk", literal_float32_selection)
+    monkeypatch.setattr(top_afa_sae, "norm_matching_topk", literal_float32_selection)
     case = load(name)
     t = case.tensors
     out = forward(case, t["x"], t["num_batches_not_active_before"])
@@ -217,7 +217,7 @@ def test_the_first_step_of_a_saturated_trajectory_equals_the_reference():
 
 @pytest.mark.parametrize("name", TRAJECTORIES)
 def test_with_float32_sums_trajectories_start_as_the_reference(name, monkeypatch):
-    monkeypatch.setattr(_step, "norm_matching_topk", literal_float32_selection)
+    monkeypatch.setattr(top_afa_sae, "norm_matching_topk", literal_float32_selection)
     case = load(name, "init.")
     # Five steps: float32 sums decide by their last bits, which another processor's matmul rounds differently.
     for key in [k for k in case.tensors if k == "x" or k.startswith("step.")]:
