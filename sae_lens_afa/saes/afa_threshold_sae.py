@@ -32,6 +32,7 @@ from sae_lens_afa.saes import _initial
 from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._checks import check_choice, check_flag, check_integer, check_number, check_shape_fields
 from sae_lens_afa.saes._dead_latents import dead_latent_loss
+from sae_lens_afa.saes._reseed import reseed
 from sae_lens_afa.saes._step import code
 from sae_lens_afa.saes._tracked import TrackedState, uncompiled
 from sae_lens_afa.saes.aux_zipf import aux_zipf_loss
@@ -53,9 +54,13 @@ class UniversalThreshold(NamedTuple):
         """Whether the mask is a constant for the gradient, see `SelectionRule`."""
         return self.straight_through == 0
 
+    def threshold(self, dense_norm: Tensor, d_sae: int) -> Tensor:
+        """Of tokens with these norms ||x - b_dec||."""
+        return universal_threshold(dense_norm, self.d_in, d_sae, self.scale)
+
     def select(self, hidden_pre: Tensor, dense_norm: Tensor, decoder_norm: Tensor) -> Tensor:
         """See `SelectionRule`."""
-        threshold = universal_threshold(dense_norm, self.d_in, hidden_pre.shape[-1], self.scale)
+        threshold = self.threshold(dense_norm, hidden_pre.shape[-1])
         return above_threshold(hidden_pre, threshold, decoder_norm, straight_through=self.straight_through)
 
 
@@ -107,6 +112,8 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
             rectangle kernel of JumpReLU for its derivative. 0: the mask is a constant for the gradient.
         measured_coherence: Take the root mean square overlap of the decoder's rows for the 1 / sqrt(d_in) of the rule,
             which it is for directions spread evenly. The saved model has it in its `threshold_scale`.
+        reseed_steps: Every so many steps, the latents that the trainer counts as dead take the directions of what badly
+            reconstructed tokens lack (see `sae_lens_afa.saes._reseed`). 0: never.
         aux_loss: What has dead latents reconstruct the residual: "topk" is the loss of SAELens' TopK, "reference" that
             of the AFA authors, summed over features, too.
         aux_loss_coefficient: Weight of that loss.
@@ -125,8 +132,9 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     threshold_warm_up_steps: int = 1000
     straight_through: float = 0.0
     measured_coherence: bool = False
+    reseed_steps: int = 100
     aux_loss: Literal["topk", "reference"] = "topk"
-    aux_loss_coefficient: float = 1.0
+    aux_loss_coefficient: float = 0.0
     k_aux: int | None = None
     unit_norm_decoder: bool = True
     decoder_init_norm: float | None = None
@@ -145,6 +153,7 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
         check_number(self, "threshold_scale", positive=True)
         check_number(self, "threshold_start")
         check_integer(self, "threshold_warm_up_steps", at_least=0)
+        check_integer(self, "reseed_steps", at_least=0)
         check_number(self, "straight_through", at_most=2)
         check_choice(self, "aux_loss", ("topk", "reference"))
         check_number(self, "aux_loss_coefficient")
@@ -217,6 +226,8 @@ class AFAThresholdTrainingSAE(TrackedState, NormMatchingTrainingSAE, TrainingSAE
             self._prepare(x.detach(), step_input.n_training_steps)
         scale = self.effective_scale(step_input.coefficients["threshold"])
         rule = UniversalThreshold(scale, self.cfg.d_in, self.cfg.straight_through)
+        if self._reseeding_is_due(step_input):
+            self._reseed(x.detach(), step_input.dead_neuron_mask, rule)
         feature_acts, hidden_pre, decoded = code(self, x, rule)
         recons = self.hook_sae_recons(decoded + self.b_dec)
         mse_loss = (recons - x).square().sum(-1).mean()
@@ -264,6 +275,21 @@ class AFAThresholdTrainingSAE(TrackedState, NormMatchingTrainingSAE, TrainingSAE
                 _initial.rows_from_data(self, x)
         if self.cfg.measured_coherence and step % _MEASURE_EVERY == 0:
             self.coherence.lerp_(_initial.mean_square_overlap(self.W_dec).sqrt(), 1.0 if step == 0 else _COHERENCE_RATE)
+
+    def _reseeding_is_due(self, step_input: TrainStepInput) -> bool:
+        every, step = self.cfg.reseed_steps, step_input.n_training_steps
+        return self.training and every > 0 and step > 0 and step % every == 0
+
+    @uncompiled
+    @torch.no_grad()
+    def _reseed(self, x: Tensor, dead: Tensor | None, rule: UniversalThreshold) -> None:
+        """Dead latents to where this batch lacks something; needs its codes beforehand, and so a forward pass more."""
+        if dead is None or not bool(dead.any()):
+            return
+        feature_acts, _, decoded = code(self, x, rule)
+        x_centered = x - self.b_dec
+        threshold = rule.threshold(torch.linalg.vector_norm(x_centered, dim=-1), self.cfg.d_sae)
+        reseed(self, dead, feature_acts, x_centered - decoded, threshold)
 
     @property
     def inference_cfg(self) -> AFAThresholdTrainingSAEConfig:

@@ -26,7 +26,8 @@ def true_directions() -> Tensor:
 
 def build(**overrides) -> AFAThresholdTrainingSAE:
     """One whose features are the directions of `tokens`, with a bias."""
-    sae = AFAThresholdTrainingSAE(AFAThresholdTrainingSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, **overrides}))
+    given = {"d_in": D_IN, "d_sae": D_SAE, "aux_loss_coefficient": 1.0, **overrides}
+    sae = AFAThresholdTrainingSAE(AFAThresholdTrainingSAEConfig(**given))
     directions = true_directions()[: sae.cfg.d_sae].to(sae.dtype)
     sae.W_dec.data, sae.W_enc.data = directions, directions.T.clone(memory_format=torch.contiguous_format)
     sae.b_dec.data.normal_(std=0.1)
