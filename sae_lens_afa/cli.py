@@ -14,6 +14,7 @@ from sae_lens.llm_sae_training_runner import (
 
 from sae_lens_afa._cli_share import share
 from sae_lens_afa._cli_sweep import sweep
+from sae_lens_afa.demo import evaluation as demo_evaluation
 from sae_lens_afa.demo.run import DEFAULT_TOKENS as DEMO_TOKENS
 from sae_lens_afa.demo.run import run_demo
 from sae_lens_afa.evals.command import DEFAULT_PROMPTS, EvalRequest, eval_command, plot_command
@@ -33,24 +34,24 @@ _RESUME_FLAG = "--resume_from_checkpoint"
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the trained SAE.")] = Path("runs/demo"),
-    tokens: Annotated[int, typer.Option(help="Training tokens.")] = DEMO_TOKENS,
+    output: Annotated[Path, typer.Option(help="Folder for the trained SAEs.")] = Path("runs/demo"),
+    tokens: Annotated[int, typer.Option(help="Training tokens of each.")] = DEMO_TOKENS,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
     resume_from_checkpoint: Annotated[Path | None, typer.Option(help="Continue an interrupted demo.")] = None,
 ) -> None:
-    """Train a top-AFA SAE on the bundled language model and text: no network, no account, a few minutes."""
-    result = run_demo(
+    """Train two SAEs without a k on the bundled language model and text: no network, no account, a few minutes."""
+    results = run_demo(
         output, tokens=tokens, device=device, overwrite=overwrite, resume_from_checkpoint=resume_from_checkpoint
     )
-    print(f"\n{result}\n\nsaved in {result.folder}; load it with")
-    print(f'  import sae_lens_afa; from sae_lens import SAE; sae = SAE.load_from_disk("{result.folder}")')
+    print(f"\n{demo_evaluation.table(results)}\n\nsaved in {' and '.join(r.folder for r in results)}; load one with")
+    print(f'  import sae_lens_afa; from sae_lens import SAE; sae = SAE.load_from_disk("{results[0].folder}")')
 
 
 # The flags and their help are those of SAELens' runner: it parses them, and it answers --help.
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
 def train(ctx: typer.Context) -> None:
-    """Train an SAE of any architecture (--architecture top_afa ...): every flag of SAELens' runner; --help lists them.
+    """Train an SAE of any architecture (--architecture afa_threshold ...): every flag of SAELens' runner, see --help.
 
     --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
     """

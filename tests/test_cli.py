@@ -165,10 +165,13 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     assert done.code == 0, done.stderr
     for row in ("L0", "explained variance", "with the SAE in place", "||f|| / ||z||"):
         assert row in done.stdout
-    result = json.loads((tmp_path / "runs/demo/demo_result.json").read_text())
-    assert result["n_tokens"] == 49152
-    assert 0 < result["explained_variance"] < 1
-    assert result["ce"] < result["ce_with_sae"] < result["ce_ablated"]
+    results = json.loads((tmp_path / "runs/demo/demo_result.json").read_text())
+    assert [result["architecture"] for result in results] == ["top_afa", "afa_threshold"]
+    for result in results:
+        assert result["n_tokens"] == 49152
+        assert 0 < result["explained_variance"] < 1
+        assert result["ce"] < result["ce_with_sae"] < result["ce_ablated"]
+        assert SAE.load_from_disk(tmp_path / result["folder"]).cfg.architecture() == result["architecture"]
     snippet = next(line.strip() for line in done.stdout.splitlines() if "load_from_disk" in line)
     loaded = subprocess.run(
         [sys.executable, "-c", snippet + "; print(sae.cfg.d_sae)"], cwd=tmp_path, capture_output=True
@@ -179,8 +182,8 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     assert "--overwrite" in again.stderr
     over = run("demo", "--tokens", "4096", "--overwrite")
     assert over.code == 0
-    assert json.loads((tmp_path / "runs/demo/demo_result.json").read_text()) != result
-    assert os.listdir(tmp_path / "runs") == ["demo"]
+    assert json.loads((tmp_path / "runs/demo/demo_result.json").read_text()) != results
+    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold"]
 
 
 def test_an_interrupted_demo_continues(tmp_path, run):

@@ -194,7 +194,7 @@ def test_the_package_declares_its_command_and_its_plugin():
     assert [(p.name, p.value) for p in points.select(group="console_scripts")] == [
         ("sae-lens-afa", "sae_lens_afa.cli:main")
     ]
-    names = ("feature_choice", "mutual_choice", "top_afa")
+    names = ("afa_threshold", "feature_choice", "mutual_choice", "top_afa")
     found = sorted((p.name, p.value) for p in points.select(group="sae_lens.architectures"))
     assert found == [(name, "sae_lens_afa") for name in names]
     assert sae_lens_afa.__version__ == PROJECT["version"]

@@ -1,11 +1,12 @@
-"""A small, complete example that needs no network: a language model, its text, and an SAE trained on them.
+"""A small, complete example that needs no network: a language model, its text, and SAEs trained on them.
 
 The model has GPT-2's architecture and was trained by `examples/train_demo_lm.py` on the King James Bible; see
 NOTICE.md in this folder for source and licence.
 """
 
+from sae_lens_afa.demo.evaluation import DemoResult
 from sae_lens_afa.demo.model import load_model, model_folder
-from sae_lens_afa.demo.run import DemoResult, run_demo
+from sae_lens_afa.demo.run import run_demo
 from sae_lens_afa.demo.text import DemoText, load_text
 
 __all__ = ["DemoResult", "DemoText", "load_model", "load_text", "model_folder", "run_demo"]

@@ -20,18 +20,22 @@ class Preset:
     ce_tokens: int
 
 
-def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
-    """The grids; `law_step` is the step at which Feature Choice fits its Zipf law, after Mutual Choice until then."""
-    zipf = {"prior": "zipf", "feature_choice_start_step": law_step}
+def _arms(*, dense: bool, phase: int) -> tuple[Arm, ...]:
+    """The grids; `phase` is the step at which Feature Choice, Mutual Choice until then, fits its Zipf law, and at which
+    the threshold has risen."""
+    zipf = {"prior": "zipf", "feature_choice_start_step": phase}
     ks = (4, 8, 16, 32, 64) if dense else (8, 32)
     return (
         Arm("standard", "l1_coefficient", (0.3, 1.0, 3.0, 10.0) if dense else (1.0, 3.0)),
         Arm("topk", "k", ks),
         Arm("batchtopk", "k", ks),
-        Arm("jumprelu", "l0_coefficient", (0.3, 1.0, 3.0) if dense else (1.0,)),
+        Arm("jumprelu", "l0_coefficient", (0.3, 1.0, 3.0, 10.0) if dense else (1.0,)),
         Arm("mutual_choice", "k", (8, 16, 32) if dense else (8, 32)),
         Arm("feature_choice", "k", (8, 32) if dense else (32,)),
         Arm("feature_choice", "k", (8, 32) if dense else (32,), zipf, "feature_choice, zipf"),
+        Arm(
+            "afa_threshold", "threshold_scale", (0.5, 0.7, 1.0) if dense else (1.0,), {"threshold_warm_up_steps": phase}
+        ),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 64, 1 / 32, 1 / 16) if dense else (1 / 128, 1 / 32)),
         Arm("top_afa", "target_ratio", (0.5, 0.6, 0.7, 0.85) if dense else (0.7,), {}, "top_afa, lower target"),
     )
@@ -39,7 +43,7 @@ def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
 
 PRESETS = {
     "quick": Preset(
-        arms=_arms(dense=False, law_step=120),
+        arms=_arms(dense=False, phase=120),
         training=Training(
             steps=300, batch_size=256, lr=1e-3, dead_feature_window=20, lr_warm_up_steps=15, lr_decay_steps=60
         ),
@@ -49,7 +53,7 @@ PRESETS = {
         ce_tokens=4096,
     ),
     "full": Preset(
-        arms=_arms(dense=True, law_step=480),
+        arms=_arms(dense=True, phase=480),
         training=Training(
             steps=1200, batch_size=512, lr=1e-3, dead_feature_window=60, lr_warm_up_steps=60, lr_decay_steps=300
         ),

@@ -22,17 +22,24 @@ class Preset:
     test_tokens: int
 
 
-def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
-    """The grids; `law_step` is the step at which Feature Choice fits its Zipf law, after Mutual Choice until then."""
-    zipf = {"prior": "zipf", "feature_choice_start_step": law_step}
+def _arms(*, dense: bool, phase: int) -> tuple[Arm, ...]:
+    """The grids; `phase` is the step at which Feature Choice, Mutual Choice until then, fits its Zipf law, and at which
+    the threshold has risen."""
+    zipf = {"prior": "zipf", "feature_choice_start_step": phase}
     return (
         Arm("standard", "l1_coefficient", (0.03, 0.1, 0.3, 1.0) if dense else (0.1,)),
         Arm("topk", "k", (2, 3, 4, 6, 8) if dense else (3, 6)),
         Arm("batchtopk", "k", (3, 4, 6, 8) if dense else (3,)),
-        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1) if dense else (0.03,)),
+        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1, 0.3) if dense else (0.1,)),
         Arm("mutual_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,), zipf, "feature_choice, zipf"),
+        Arm(
+            "afa_threshold",
+            "threshold_scale",
+            (0.7, 0.85, 1.0) if dense else (1.0,),
+            {"threshold_warm_up_steps": phase},
+        ),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32, 1 / 8) if dense else (1 / 32,), _TOP_AFA),
         Arm("top_afa", "target_ratio", (0.5, 0.7, 0.85) if dense else (0.7,), _TOP_AFA, "top_afa, lower target"),
         Arm("top_afa", "afa_coefficient", (1 / 32,), {"normalize_activations": "none"}, "top_afa, raw"),
@@ -42,7 +49,7 @@ def _arms(*, dense: bool, law_step: int) -> tuple[Arm, ...]:
 PRESETS = {
     "quick": Preset(
         worlds=("zipf-4x",),
-        arms=_arms(dense=False, law_step=400),
+        arms=_arms(dense=False, phase=400),
         training=Training(
             steps=1000, batch_size=256, lr=2e-3, dead_feature_window=100, lr_warm_up_steps=50, lr_decay_steps=300
         ),
@@ -51,7 +58,7 @@ PRESETS = {
     ),
     "full": Preset(
         worlds=("zipf-2x", "zipf-4x", "zipf-8x", "correlated", "hierarchical"),
-        arms=_arms(dense=True, law_step=1000),
+        arms=_arms(dense=True, phase=1000),
         training=Training(
             steps=2500, batch_size=256, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=600
         ),

@@ -105,8 +105,7 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
 
     Args:
         threshold_scale: c at the end of the warm-up and in the saved model. Below 1 codes are denser.
-        threshold_start: c at its start, from which it rises linearly: with the final one from the first step too few
-            features ever fire.
+        threshold_start: c at the start, from which it rises linearly, as a share of `threshold_scale`.
         threshold_warm_up_steps: Steps over which it rises. 0: `threshold_scale` from the first step.
         straight_through: Width of the window around the threshold, as a share of it, in which the mask has the
             rectangle kernel of JumpReLU for its derivative. 0: the mask is a constant for the gradient.
@@ -128,7 +127,7 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     """
 
     threshold_scale: float = 1.0
-    threshold_start: float = 0.2
+    threshold_start: float = 0.5
     threshold_warm_up_steps: int = 1000
     straight_through: float = 0.0
     measured_coherence: bool = False
@@ -151,7 +150,7 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
         super().__post_init__()
         check_shape_fields(self)
         check_number(self, "threshold_scale", positive=True)
-        check_number(self, "threshold_start")
+        check_number(self, "threshold_start", at_most=1)
         check_integer(self, "threshold_warm_up_steps", at_least=0)
         check_integer(self, "reseed_steps", at_least=0)
         check_number(self, "straight_through", at_most=2)
@@ -165,11 +164,6 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
         if self.decoder_init_norm is not None:
             check_number(self, "decoder_init_norm", positive=True)
         name = type(self).__name__
-        if self.threshold_start > self.threshold_scale:
-            raise ValueError(
-                f"{name}.threshold_start must be at most threshold_scale = {self.threshold_scale}, to which it rises,"
-                f" got {self.threshold_start}: set both."
-            )
         if self.init_from_data and self.decoder_init_norm is not None:
             raise ValueError(
                 f"{name}.decoder_init_norm must be None with init_from_data=True, whose rows have norm 1,"
@@ -204,7 +198,7 @@ class AFAThresholdTrainingSAE(TrackedState, NormMatchingTrainingSAE, TrainingSAE
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        """ "threshold" is how far c has risen: 0 at `threshold_start`, 1 at `threshold_scale`."""
+        """ "threshold" is how far c has risen: 0 at its start, 1 at `threshold_scale`."""
         return {"threshold": TrainCoefficientConfig(1.0, self.cfg.threshold_warm_up_steps)}
 
     @override
@@ -213,7 +207,7 @@ class AFAThresholdTrainingSAE(TrackedState, NormMatchingTrainingSAE, TrainingSAE
 
     def effective_scale(self, progress: float = 1.0) -> float | Tensor:
         """c of the rule at some progress of the warm-up; a scalar tensor where the coherence is measured."""
-        scale = progress * self.cfg.threshold_scale + (1 - progress) * self.cfg.threshold_start
+        scale = self.cfg.threshold_scale * (progress + (1 - progress) * self.cfg.threshold_start)
         if not self.cfg.measured_coherence:
             return scale
         accurate = torch.float32 if self.coherence.device.type == "mps" else torch.float64

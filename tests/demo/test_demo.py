@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_afa import TopAFATrainingSAE
 from sae_lens_afa.demo import DemoResult, load_text, model_folder, run_demo
-from sae_lens_afa.demo.run import D_IN, D_SAE, HOOK_NAME, demo_config, evaluate
+from sae_lens_afa.demo.evaluation import evaluate, table
+from sae_lens_afa.demo.run import ARCHITECTURES, D_IN, D_SAE, HOOK_NAME, demo_config, folder_of
 from sae_lens_afa.functional import feature_norm
 from sae_lens_afa.gpt2_folder import load_gpt2_folder
 
@@ -66,16 +68,30 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_gpt2_folder(tmp_path)
 
 
-def test_the_default_run_ends_on_a_tick_of_the_progress_bar(tmp_path):
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_default_run_ends_on_a_tick_of_the_progress_bar(tmp_path, architecture):
     # SAELens moves its bar every hundredth step: another number would leave it short of the end.
-    cfg = demo_config(tmp_path / "out", 819_200, "cpu")
+    cfg = demo_config(tmp_path / "out", 819_200, "cpu", architecture)
     assert cfg.training_tokens % (100 * cfg.train_batch_size_tokens) == 0
+    assert cfg.sae.architecture() == architecture
 
 
-def test_the_result_says_so_when_the_code_is_dense():
-    result = DemoResult("runs/demo", 10, 500.0, 400.0, 600.0, 0.9, 3.0, 3.1, 8.0, 1.0)
-    assert "above d_in = 192" in str(result)
-    assert "above d_in" not in str(DemoResult("runs/demo", 10, 20.0, 10.0, 30.0, 0.9, 3.0, 3.1, 8.0, 1.0))
+def test_the_shortest_run_has_a_warm_up_that_ends():
+    cfg = demo_config(Path("out"), 2048, "cpu", "afa_threshold")
+    assert cfg.sae.threshold_warm_up_steps == 0
+
+
+def test_the_table_is_side_by_side_and_says_where_a_code_is_dense():
+    results = [
+        DemoResult(name, "runs/demo", 192, 3072, 10, l0, 1.0, 30.0, 0.9, 3.0, 3.1, 8.0, 1.0)
+        for name, l0 in (("top_afa", 500.0), ("afa_threshold", 20.0))
+    ]
+    lines = table(results).splitlines()
+    assert lines[1].split() == ["top_afa", "afa_threshold"]
+    assert lines[2].split()[-2:] == ["500.0", "20.0"]
+    assert len({len(line) for line in lines[1:9]}) == 1
+    assert "top_afa's L0 is above d_in = 192" in lines[9]
+    assert "above d_in" not in table(results[1:])
 
 
 def test_evaluation_measures_what_it_says(tmp_path, model):
@@ -107,3 +123,19 @@ def test_run_demo_refuses_before_it_loads_anything(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="not a folder"):
         run_demo(tmp_path / "file")
+    (tmp_path / "out-afa_threshold").mkdir()
+    with pytest.raises(FileExistsError, match="out-afa_threshold exists; pass --overwrite"):
+        run_demo(tmp_path / "out")
+
+
+def test_a_checkpoint_of_the_second_sae_needs_the_first(tmp_path):
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "cfg.json").write_text(json.dumps({"architecture": "afa_threshold"}))
+    with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out; give the same --output"):
+        run_demo(tmp_path / "out", resume_from_checkpoint=tmp_path / "checkpoint")
+
+
+def test_the_second_sae_lies_beside_the_first():
+    assert [str(folder_of(Path("runs/demo"), name)) for name in ARCHITECTURES] == [
+        "runs/demo", "runs/demo-afa_threshold"
+    ]  # fmt: skip

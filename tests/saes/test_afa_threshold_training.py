@@ -29,7 +29,7 @@ DEAD = torch.arange(D_SAE) % 3 == 0
 def plain_loss(sae: AFAThresholdTrainingSAE, x: Tensor, progress: float, dead: Tensor | None = None) -> Tensor:
     """The step as the definitions read, by autograd alone; the auxiliary loss is SAELens' own."""
     cfg = sae.cfg
-    scale = cfg.threshold_start + progress * (cfg.threshold_scale - cfg.threshold_start)
+    scale = cfg.threshold_scale * (cfg.threshold_start + progress * (1 - cfg.threshold_start))
     z = sae.run_time_activation_norm_fn_in(x)
     centered = z - sae.b_dec
     hidden_pre = centered @ sae.W_enc
@@ -196,7 +196,7 @@ print((peak_kib() - before) * 1024 / (4 * rows * d_sae))
 
 
 def test_c_rises_from_start_to_scale_and_encoding_has_the_last():
-    sae, x = build(threshold_start=0.3, threshold_scale=0.9, threshold_warm_up_steps=7), tokens(40)
+    sae, x = build(threshold_start=1 / 3, threshold_scale=0.9, threshold_warm_up_steps=7), tokens(40)
     assert sae.get_coefficients() == {"threshold": (1.0, 7)}
     final = sae.encode(x)
     centered, norms = x - sae.b_dec.detach(), sae.W_dec.detach().norm(dim=-1)

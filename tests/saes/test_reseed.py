@@ -115,7 +115,7 @@ def test_training_with_reseeding_leaves_no_latent_dead_where_there_are_features_
     for every in (0, 20):
         torch.manual_seed(1)
         cfg = AFAThresholdTrainingSAEConfig(
-            d_in=D_IN, d_sae=D_SAE, reseed_steps=every, threshold_scale=0.7, threshold_start=0.7
+            d_in=D_IN, d_sae=D_SAE, reseed_steps=every, threshold_scale=0.7, threshold_start=1.0
         )
         sae = AFAThresholdTrainingSAE(cfg)
         sae.W_dec.data[1:] = sae.W_dec.data[0] + 0.01 * torch.randn(D_SAE - 1, D_IN)
