@@ -34,23 +34,25 @@ CASES = {
     "no superposition": World("as zipf-4x, as many features as dimensions", 128, 128),
 }
 HEADINGS = {
-    "true_l0": "true L0",
+    "true_l0": "features there",
     "coherence_max": "largest overlap",
     "spread": "interference, std (premise: 1)",
-    "false_per_token": "kept, not there",
-    "missed": "there, not kept",
-    "found_l0": "L0 of the rule",
+    "welch": "sqrt((n - d) / (n - 1))",
+    "found_l0": "features kept",
+    "false_per_token": "of these not there",
+    "missed": "share missed",
 }
 
 
 @dataclass(frozen=True)
 class Interference:
-    """Of one world: figures per token, and the histogram of inactive features' pre-activations.
+    """Of one world: figures per token that has any feature, and the histograms of pre-activations.
 
     Attributes:
         true_l0: Features that are there.
         coherence_max: Largest overlap of two features.
         spread: Root mean square of an inactive feature's pre-activation, in ||x|| / sqrt(d_in).
+        welch: The same for n directions spread as evenly as d dimensions allow (Welch's bound on their overlaps).
         false_per_token: Features above the threshold that are not there.
         missed: Share of the features that are there which stay below it.
         found_l0: Features above it.
@@ -61,6 +63,7 @@ class Interference:
     true_l0: float
     coherence_max: float
     spread: float
+    welch: float
     false_per_token: float
     missed: float
     found_l0: float
@@ -91,6 +94,7 @@ def measure(world: World, tokens: int) -> Interference:
         true_l0=present.sum(-1).double().mean().item(),
         coherence_max=coherence(features).max,
         spread=units[~present].double().square().mean().sqrt().item(),
+        welch=math.sqrt(max(0, world.num_features - world.hidden_dim) / (world.num_features - 1)),
         false_per_token=(above & ~present).sum(-1).double().mean().item(),
         missed=(~above & present).sum().item() / int(present.sum()),
         found_l0=above.sum(-1).double().mean().item(),
@@ -152,7 +156,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"tokens": args.tokens, "worlds": figures}, indent=1) + "\n"
     write_whole(args.output / "interference.json", lambda partial: partial.write_text(text))
-    write_whole(args.output / "interference.md", lambda partial: partial.write_text(table(results) + "\n"))
+    report = (
+        "# What an inactive feature's pre-activation looks like\n\n"
+        f"`python benchmarks/interference.py`: {args.tokens:,} samples of each world, per sample that has any feature;"
+        " the true dictionary is the encoder, threshold scale 1.\n\n"
+        f"{table(results)}\n"
+    )
+    write_whole(args.output / "interference.md", lambda partial: partial.write_text(report))
     draw(results, args.image)
     print(table(results))
 
