@@ -18,7 +18,15 @@ from sae_lens_afa.experiments.statistics import (
     summarise,
     welch_tests,
 )
-from sae_lens_afa.experiments.tables import cell, markdown, run_list, spread_cell, summary_table, write_runs
+from sae_lens_afa.experiments.tables import (
+    cell,
+    glance_table,
+    markdown,
+    run_list,
+    spread_cell,
+    summary_table,
+    write_runs,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,6 +104,9 @@ def _best_section(summaries: Sequence[Summary], criterion: Criterion, figures: S
     every = dict.fromkeys((summary.stream, summary.label) for summary in summaries)
     without = [pair for pair in every if pair not in {(summary.stream, summary.label) for summary in best}]
     parts = [f"## Best of each grid: {criterion}"]
+    if len({summary.stream for summary in best}) > 1:
+        parts.append(f"{criterion.title}, and in brackets the value of the setting and its L0:")
+        parts.append(glance_table(best, criterion.figure))
     parts.append(summary_table(best, shown) if best else "No setting qualifies.")
     if without:
         parts.append("No setting qualifies of: " + ", ".join(f"{label} ({stream})" for stream, label in without) + ".")

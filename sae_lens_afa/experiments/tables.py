@@ -79,6 +79,17 @@ def summary_table(summaries: Sequence[Summary], figures: Sequence[str]) -> str:
     return markdown(header, lines)
 
 
+def glance_table(best: Sequence[Summary], figure: str) -> str:
+    """A row per arm, a column per data set: the figure, and in brackets the value of the setting and its L0."""
+    streams = list(dict.fromkeys(s.stream for s in best))
+    cells = {(s.label, s.stream): f"{cell(s.mean(figure))} ({s.value:.3g}; L0 {cell(s.mean('l0'))})" for s in best}
+    lines = [
+        [label, *(cells.get((label, stream), "-") for stream in streams)]
+        for label in dict.fromkeys(s.label for s in best)
+    ]
+    return markdown(["SAE", *streams], lines)
+
+
 def run_list(rows: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> str:
     """A row per run."""
     header = ["data", "SAE", "setting", "seed", "status", *(FIGURES[name] for name in figures)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import betainc
 
 from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, summarise, welch, welch_tests
+from sae_lens_afa.experiments.tables import glance_table
 
 HIGH = Criterion("mcc", "MCC", True)
 LOW = Criterion("mse", "MSE", False)
@@ -85,3 +86,14 @@ def test_the_best_arm_of_each_stream_is_tested_against_the_others():
     ]  # fmt: skip
     assert tests[0].difference == pytest.approx(0.4)
     assert tests[0].p < 1e-5
+
+
+def test_at_a_glance_there_is_a_column_for_each_data_set():
+    rows = [row("a", 3, stream="s", mcc=0.5, l0=2.9), row("b", 0.1, stream="s", mcc=0.25, l0=12.0)]
+    rows.append(row("a", 6, stream="t", mcc=0.75, l0=6.0))
+    assert glance_table(summarise(rows), "mcc").splitlines() == [
+        "| SAE | s | t |",
+        "| --- | --- | --- |",
+        "| a | 0.500 (3; L0 2.900) | 0.750 (6; L0 6.000) |",
+        "| b | 0.250 (0.1; L0 12.0) | - |",
+    ]
