@@ -23,8 +23,6 @@ ARCHITECTURES = ("top_afa", "afa_threshold")
 DEFAULT_TOKENS = 819_200  # 400 batches
 HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN, D_SAE, CONTEXT, BATCH = 192, 16 * 192, 128, 2048
-# Steps without firing after which a latent counts as dead: a twentieth of the run for the SAE that then moves it.
-_DEAD_FEATURE_WINDOW = {"top_afa": 100, "afa_threshold": 20}
 
 
 def folder_of(output: Path, architecture: str) -> Path:
@@ -53,7 +51,7 @@ def demo_config(
         lr_warm_up_steps=min(50, steps // 4),
         lr_decay_steps=steps // 5,
         adam_beta2=0.99,  # the paper's
-        dead_feature_window=_DEAD_FEATURE_WINDOW[architecture],
+        dead_feature_window=100,
         model_from_pretrained_kwargs={},
         device=device,
         logger=LoggingConfig(log_to_wandb=False),
@@ -68,8 +66,7 @@ def _sae_config(architecture: str, steps: int) -> TrainingSAEConfig:
         return TopAFATrainingSAEConfig(d_in=D_IN, d_sae=D_SAE)
     # In the space of top_afa, every token standardised, and with a warm-up that fits so short a run.
     return AFAThresholdTrainingSAEConfig(
-        d_in=D_IN, d_sae=D_SAE, normalize_activations="layer_norm", threshold_warm_up_steps=steps // 2,
-        reseed_steps=_DEAD_FEATURE_WINDOW[architecture],
+        d_in=D_IN, d_sae=D_SAE, normalize_activations="layer_norm", threshold_warm_up_steps=steps // 2
     )  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def _arms(*, dense: bool, phase: int) -> tuple[Arm, ...]:
         Arm("standard", "l1_coefficient", (0.03, 0.1, 0.3, 1.0) if dense else (0.1,)),
         Arm("topk", "k", (2, 3, 4, 6, 8) if dense else (3, 6)),
         Arm("batchtopk", "k", (3, 4, 6, 8) if dense else (3,)),
-        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1, 0.3) if dense else (0.1,)),
+        Arm("jumprelu", "l0_coefficient", (0.01, 0.03, 0.1, 0.3, 1.0) if dense else (0.1,)),
         Arm("mutual_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,)),
         Arm("feature_choice", "k", (3, 6) if dense else (3,), zipf, "feature_choice, zipf"),

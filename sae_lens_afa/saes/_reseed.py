@@ -25,7 +25,9 @@ def reseed(
     """Give dead latents the directions of residuals, in place: W_dec's rows keep their norms, W_enc is in step.
 
     Tokens are drawn in proportion to their squared residual, without replacement, from those whose residual would pass
-    the threshold itself; what is below it is no feature by the rule. With fewer tokens than dead latents some stay.
+    the threshold itself; what is below it is no feature by the rule. A direction that would fire on the token of one
+    drawn before it is left out: latents that all take up the same lack would together add it many times over. So some
+    of the dead latents stay as they are.
 
     Args:
         sae: An SAE with parameters W_enc [d_in, d_sae] and W_dec [d_sae, d_in].
@@ -44,6 +46,9 @@ def reseed(
     latents = latents[torch.randperm(len(latents), device=latents.device)[:count]]
     tokens = torch.multinomial(torch.where(chosen, lacking.square(), 0), count)
     directions = (residual[tokens] / lacking[tokens, None]).to(sae.W_dec.dtype)
+    # Row i: what each direction would get of token i's residual; columns: only those drawn after i.
+    shared = (residual[tokens].to(directions.dtype) @ directions.T > threshold.flatten()[tokens, None]).triu(1).any(0)
+    latents, directions = latents[~shared], directions[~shared]
     norms = torch.linalg.vector_norm(sae.W_dec[latents], dim=-1, keepdim=True)
     norms = torch.where(norms > 0, norms, 1)
     sae.W_dec[latents] = directions * norms

@@ -25,25 +25,44 @@ def lacking_one_feature() -> tuple[AFAThresholdTrainingSAE, torch.Tensor, torch.
     return sae, x, torch.arange(D_SAE) < 3
 
 
-def test_a_dead_latent_takes_the_direction_that_is_lacking():
+def test_one_dead_latent_takes_the_direction_that_all_tokens_lack():
     sae, x, dead = lacking_one_feature()
     before = {name: p.detach().clone() for name, p in sae.named_parameters()}
     reseed(sae, dead, torch.zeros(N_TOKENS, D_SAE), x, torch.zeros(N_TOKENS))
-    for i in range(3):
-        torch.testing.assert_close(sae.W_dec[i], true_directions()[0])
-        torch.testing.assert_close(sae.W_enc[:, i], true_directions()[0])
-    assert torch.equal(sae.W_dec[3:], before["W_dec"][3:])
-    assert torch.equal(sae.W_enc[:, 3:], before["W_enc"][:, 3:])
+    (moved,) = (sae.W_dec[:3].norm(dim=-1) > 0).nonzero().squeeze(-1).tolist()
+    torch.testing.assert_close(sae.W_dec[moved], true_directions()[0])
+    torch.testing.assert_close(sae.W_enc[:, moved], true_directions()[0])
+    others = torch.arange(D_SAE) != moved
+    assert torch.equal(sae.W_dec[others], before["W_dec"][others])
+    assert torch.equal(sae.W_enc[:, others], before["W_enc"][:, others])
     assert torch.equal(sae.b_dec, before["b_dec"])
 
 
+def test_no_new_latent_fires_on_the_token_of_another():
+    torch.manual_seed(0)
+    sae = build()
+    residual = tokens(200)
+    threshold = 0.6 * residual.norm(dim=-1)
+    dead = torch.ones(D_SAE, dtype=torch.bool)
+    before = sae.W_dec.detach().clone()
+    reseed(sae, dead, torch.zeros(200, D_SAE), residual, threshold)
+    moved = (sae.W_dec != before).any(-1)
+    assert 5 < int(moved.sum()) < D_SAE
+    fires = residual @ sae.W_dec[moved].T > threshold[:, None]
+    seeds = torch.nn.functional.normalize(residual, dim=-1) @ sae.W_dec[moved].T > 1 - 1e-5
+    assert seeds.any(0).all()
+    # Of two of them the one drawn later does not fire on the token of the earlier: never both ways.
+    both = torch.stack([fires[seed.nonzero()[0, 0]] for seed in seeds.T])
+    assert not (both & both.T & ~torch.eye(len(both), dtype=torch.bool)).any()
+
+
 def test_rows_keep_their_norms_and_activations_their_scale():
-    sae, x, dead = lacking_one_feature()
-    sae.W_dec.data[:3] = torch.randn(3, D_IN) * torch.tensor([[0.5], [1.0], [4.0]])
-    norms = sae.W_dec[:3].norm(dim=-1)
-    reseed(sae, dead, torch.zeros(N_TOKENS, D_SAE), x, torch.zeros(N_TOKENS))
-    torch.testing.assert_close(sae.W_dec[:3].norm(dim=-1), norms)
-    torch.testing.assert_close((x @ sae.W_enc[:, :3]) * norms, x.norm(dim=-1, keepdim=True).expand(-1, 3))
+    for norm in (0.5, 1.0, 4.0):
+        sae, x, _ = lacking_one_feature()
+        sae.W_dec.data[0] = norm * torch.nn.functional.normalize(torch.randn(D_IN), dim=0)
+        reseed(sae, torch.arange(D_SAE) == 0, torch.zeros(N_TOKENS, D_SAE), x, torch.zeros(N_TOKENS))
+        torch.testing.assert_close(sae.W_dec[0], norm * true_directions()[0])
+        torch.testing.assert_close((x @ sae.W_enc[:, 0]) * norm, x.norm(dim=-1))
 
 
 @pytest.mark.parametrize("reason", ["alive", "fires now", "below the threshold", "not finite", "nothing lacking"])
@@ -97,10 +116,10 @@ def test_a_step_reseeds_when_it_is_due(n, every, mode, happens):
     sae.train(mode)
     out = step(sae, x, dead, n=n)
     assert bool(sae.W_dec[:3].any()) == happens
-    if happens:  # and the latents are of use in the same step
-        assert (out.feature_acts[:, :3] > 0).all()
+    if happens:  # and the latent is of use in the same step
+        assert (out.feature_acts[:, :3] > 0).any(-1).all()
         out.loss.backward()
-        assert sae.W_enc.grad[:, 0].any()
+        assert sae.W_enc.grad[:, :3].any()
 
 
 def test_without_a_mask_nothing_happens():
