@@ -64,15 +64,12 @@ _ROWS: dict[str, Callable[[DemoResult], str]] = {
 def table(results: Sequence[DemoResult]) -> str:
     """For the terminal: a column for each SAE, and a line where a code is not sparse."""
     first, width = results[0], max(map(len, _ROWS))
-    columns = [max(len(r.architecture), 9) for r in results]
-    names = "  ".join(f"{r.architecture:>{column}}" for r, column in zip(results, columns, strict=True))
-    lines = [
-        f"d_in {first.d_in}, d_sae {first.d_sae}, on {first.n_tokens:,} held-out tokens",
-        f"  {'':{width}}  {names}",
-    ]
-    for name, cell in _ROWS.items():
-        cells = "  ".join(f"{cell(r):>{column}}" for r, column in zip(results, columns, strict=True))
-        lines.append(f"  {name:{width}}  {cells}")
+
+    def line(name: str, cell: Callable[[DemoResult], str]) -> str:
+        return f"  {name:{width}}  " + "  ".join(f"{cell(r):>{max(len(r.architecture), 9)}}" for r in results)
+
+    lines = [f"d_in {first.d_in}, d_sae {first.d_sae}, on {first.n_tokens:,} held-out tokens"]
+    lines += [line("", lambda r: r.architecture), *(line(name, cell) for name, cell in _ROWS.items())]
     lines += [
         f"  ({r.architecture}'s L0 is above d_in = {r.d_in}: the paper's loss pins the norm of the code,\n"
         "   not how few features carry it)"

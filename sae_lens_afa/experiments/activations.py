@@ -49,6 +49,7 @@ class ActivationsSweep(Sweep):
     device: str = "cpu"
     train: Tensor = field(init=False, repr=False, compare=False)
     test: Tensor = field(init=False, repr=False, compare=False)
+    digests: tuple[str, str] = field(init=False, repr=False, compare=False)
 
     title = "SAEs on activations of a file"
     plots = (_VARIANCE,)
@@ -68,7 +69,8 @@ class ActivationsSweep(Sweep):
                 f"activations are {self.train.shape[1]} wide and test activations {self.test.shape[1]}: they must be"
                 " of the same hook."
             )
-        if sha256_of(self.train_file) == sha256_of(self.test_file):
+        object.__setattr__(self, "digests", (sha256_of(self.train_file), sha256_of(self.test_file)))
+        if self.digests[0] == self.digests[1]:
             raise ValueError("activations and test activations are the same file; judge on tokens not trained on.")
         next(shuffled_batches(self.train, self.training.batch_size, 0))
         check_arms(self.arms, self.train.shape[1], self.d_sae)
@@ -86,8 +88,8 @@ class ActivationsSweep(Sweep):
     def settings(self) -> dict[str, Any]:
         return {
             "sweep": "activations",
-            "train": {"sha256": sha256_of(self.train_file), "shape": list(self.train.shape)},
-            "test": {"sha256": sha256_of(self.test_file), "shape": list(self.test.shape)},
+            "train": {"sha256": self.digests[0], "shape": list(self.train.shape)},
+            "test": {"sha256": self.digests[1], "shape": list(self.test.shape)},
             "d_sae": self.d_sae,
             **self.compared(),
         }

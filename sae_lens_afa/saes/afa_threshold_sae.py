@@ -163,11 +163,10 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
             check_integer(self, "k_aux", at_least=1)
         if self.decoder_init_norm is not None:
             check_number(self, "decoder_init_norm", positive=True)
-        name = type(self).__name__
         if self.init_from_data and self.decoder_init_norm is not None:
             raise ValueError(
-                f"{name}.decoder_init_norm must be None with init_from_data=True, whose rows have norm 1,"
-                f" got {self.decoder_init_norm}."
+                f"{type(self).__name__}.decoder_init_norm must be None with init_from_data=True, whose rows have norm"
+                f" 1, got {self.decoder_init_norm}."
             )
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
-from sae_lens import SAE
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
-from sae_lens_afa import AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig, sparse
+from sae_lens_afa import AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig
 
 # So wide that the threshold, sqrt(2 ln 40 / 24) = 0.55 of the norm, leaves some features and takes others.
 D_IN, D_SAE = 24, 40
-PATHS = ("sparse", "dense", "hooked", "without numba")
-Take = Callable[[str, SAE], None]
 
 
 def true_directions() -> Tensor:
@@ -59,19 +53,3 @@ def step(
             is_logging_step=logging,
         )
     )
-
-
-@pytest.fixture
-def take(monkeypatch) -> Take:
-    """Put an SAE's step on one of the paths, by what decides between them."""
-
-    def choose(path: str, sae: SAE) -> None:
-        monkeypatch.setattr(sparse, "MIN_SIZE", 0)
-        monkeypatch.setattr(sparse, "MAX_DENSITY", -1.0 if path == "dense" else 1.0)
-        monkeypatch.delenv("SAE_LENS_AFA_BACKEND", raising=False)
-        if path == "without numba":
-            monkeypatch.setenv("SAE_LENS_AFA_BACKEND", "torch")
-        if path == "hooked":
-            sae.add_hook("hook_sae_acts_post", lambda acts, hook: acts)
-
-    return choose

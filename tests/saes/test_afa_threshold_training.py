@@ -9,9 +9,10 @@ import sys
 import pytest
 import reference
 import torch
-from afa_threshold_helpers import D_IN, D_SAE, PATHS, build, step, take, tokens, true_directions
+from afa_threshold_helpers import D_IN, D_SAE, build, step, tokens, true_directions
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from step_paths import PATHS, take
 from top_afa_helpers import to_inference
 from torch import Tensor
 from torch._dynamo.utils import counters

@@ -4,33 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from sae_lens import SAE
+from step_paths import PATHS, take
 from test_top_afa_training import _LossOnly
 from top_afa_helpers import D_IN, D_SAE, build, step, to_inference
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sae_lens_afa import TopAFATrainingSAE, sparse
+from sae_lens_afa import TopAFATrainingSAE
 from sae_lens_afa.saes import _step
 from sae_lens_afa.selection import norm_matching_topk
 
-PATHS = ("sparse", "dense", "hooked", "without numba")
-
-
-@pytest.fixture
-def take(monkeypatch):
-    """Put an SAE's step on one of the paths, by what decides between them."""
-
-    def choose(path: str, sae: SAE) -> None:
-        monkeypatch.setattr(sparse, "MIN_SIZE", 0)
-        monkeypatch.setattr(sparse, "MAX_DENSITY", -1.0 if path == "dense" else 1.0)
-        monkeypatch.delenv("SAE_LENS_AFA_BACKEND", raising=False)
-        if path == "without numba":
-            monkeypatch.setenv("SAE_LENS_AFA_BACKEND", "torch")
-        if path == "hooked":
-            sae.add_hook("hook_sae_acts_post", lambda acts, hook: acts)
-
-    return choose
+__all__ = ["take"]  # a fixture
 
 
 def plain_loss(sae: TopAFATrainingSAE, x: Tensor, dead: Tensor) -> Tensor:
