@@ -73,6 +73,9 @@ def activations(
     ] = None,
     test: Annotated[Path | None, typer.Option(help=".safetensors file [tokens, d_in] to judge on.")] = None,
     preset: Annotated[str, typer.Option(help="quick (minutes), full (hours) or tiny (a test).")] = "quick",
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Take a file's activations as they are. Default: each token standardised.")
+    ] = False,
     d_sae: Annotated[int | None, typer.Option(help="Latents. Default: four times d_in.")] = None,
     grid: Annotated[list[str] | None, _GRID] = None,
     seed: Annotated[list[int] | None, _SEED] = None,
@@ -85,7 +88,7 @@ def activations(
 
     chosen = activations_sweep(
         activations, test, preset=preset, d_sae=d_sae, arms=[Arm.parse(text) for text in grid or ()],
-        seeds=seed or (), steps=steps, device=device,
+        seeds=seed or (), steps=steps, raw=raw, device=device,
     )  # fmt: skip
     print(run_command(chosen, output, _command()))
 

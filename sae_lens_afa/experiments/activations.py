@@ -31,12 +31,14 @@ _DEMO_HOOK, _DEMO_D_IN = "blocks.2.hook_resid_pre", 192
 
 @dataclass(frozen=True)
 class ActivationsSweep(Sweep):
-    """SAEs on activations of a file, each token standardised as by SAELens' "layer_norm".
+    """SAEs on activations of a file, each token standardised as by SAELens' "layer_norm", or as they are.
 
     Attributes:
         train_file, test_file: .safetensors files of one [tokens, d_in] tensor each.
         d_sae: Latents.
         arms, training, seeds: What is compared, and how.
+        raw: The activations are taken as the files have them. An SAE learns at the scale of its data: they should be
+            centred, and of a norm of about sqrt(d_in).
         device: Of the SAEs.
     """
 
@@ -46,6 +48,7 @@ class ActivationsSweep(Sweep):
     arms: tuple[Arm, ...]
     training: Training
     seeds: tuple[int, ...]
+    raw: bool = False
     device: str = "cpu"
     train: Tensor = field(init=False, repr=False, compare=False)
     test: Tensor = field(init=False, repr=False, compare=False)
@@ -63,7 +66,8 @@ class ActivationsSweep(Sweep):
         check_device(self.device)
         for name, path in (("train", self.train_file), ("test", self.test_file)):
             # Frozen: what is read belongs to the files that are named.
-            object.__setattr__(self, name, standardised(read_activations(path, _OPTIONS[name])))
+            found = read_activations(path, _OPTIONS[name])
+            object.__setattr__(self, name, found if self.raw else standardised(found))
         if self.train.shape[1] != self.test.shape[1]:
             raise ValueError(
                 f"activations are {self.train.shape[1]} wide and test activations {self.test.shape[1]}: they must be"
@@ -91,6 +95,7 @@ class ActivationsSweep(Sweep):
             "train": {"sha256": self.digests[0], "shape": list(self.train.shape)},
             "test": {"sha256": self.digests[1], "shape": list(self.test.shape)},
             "d_sae": self.d_sae,
+            "raw": self.raw,
             **self.compared(),
         }
 
@@ -119,7 +124,9 @@ class ActivationsSweep(Sweep):
             f"{tokens:,} tokens of width {d_in} to train on ({epochs:.1f} times each), {len(self.test):,} to judge on;"
             f" {self.d_sae} latents.",
             training_note(self.training),
-            "Activations are standardised token by token (SAELens' layer_norm); all figures are in that space.",
+            "Activations are as the files have them; all figures are in that space."
+            if self.raw
+            else "Activations are standardised token by token (SAELens' layer_norm); all figures are in that space.",
             f"A code with L0 > d_in = {d_in} is not sparse: a dense code is exact there, and most variance is"
             " explained by the densest code of a grid. MDL counts the code alone, not what it leaves out.",
         ]
@@ -148,6 +155,7 @@ def activations_sweep(
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
     steps: int | None = None,
+    raw: bool = False,
     device: str = "cpu",
 ) -> Sweep:
     """The architectures on the activations of a file, or of the bundled model where no file is given.
@@ -158,6 +166,7 @@ def activations_sweep(
         d_sae: Latents; four times d_in if None.
         arms, seeds: In place of the preset's, where given.
         steps: In place of the preset's; all that the preset counts in steps changes in proportion.
+        raw: Of a file: not standardised, see `ActivationsSweep`.
         device: Of model and SAEs.
 
     Raises:
@@ -176,7 +185,9 @@ def activations_sweep(
     }
     if activations is not None and test is not None:
         width = read_activations(activations, "--activations").shape[1]
-        return ActivationsSweep(Path(activations), Path(test), d_sae or 4 * width, **chosen)
+        return ActivationsSweep(Path(activations), Path(test), d_sae or 4 * width, raw=raw, **chosen)
+    if raw:
+        raise ValueError("raw is for the activations of a file: give both --activations and --test with it.")
     if activations is not None or test is not None:
         raise ValueError("give both --activations and --test, or none of them for the bundled model.")
     return DemoActivationsSweep(

@@ -72,6 +72,17 @@ def test_a_file_is_read_in_float32_and_standardised(files):
     torch.testing.assert_close(sweep.train, standardised(read_activations(files[1], "--test")))
 
 
+def test_raw_activations_stay_as_they_are(files, tmp_path):
+    sweep = activations_sweep(*files, preset="tiny", raw=True)
+    assert torch.equal(sweep.test, read_activations(files[1], "--test"))
+    run_sweep(sweep, tmp_path / "out", progress=False)
+    assert "as the files have them" in (tmp_path / "out" / "report.md").read_text()
+    with pytest.raises(ValueError, match="raw is true there and false here"):
+        run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out", progress=False)
+    with pytest.raises(ValueError, match="raw is for the activations of a file"):
+        activations_sweep(preset="tiny", raw=True)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
