@@ -93,12 +93,12 @@ def test_train_takes_the_settings_of_afa_threshold(tmp_path, text, run):
     flags = train_flags(text, 512)
     flags[flags.index("top_afa")] = "afa_threshold"
     flags[flags.index("--afa-coefficient=0.0625")] = "--threshold-scale=0.9"
-    more = ["--k_aux", "32", "--straight-through", "0.5", "--aux_loss", "reference", "--measured_coherence", "true"]
+    more = ["--k_aux", "32", "--reseed-steps", "7", "--aux_loss_coefficient", "0.5", "--b_dec_init", "zeros"]
     done = run(*flags, *more)
     assert done.code == 0, done.stderr
     details = SAE.load_from_disk(tmp_path / "out").cfg.metadata.training_architecture_details
-    found = {name: details[name] for name in ("k_aux", "straight_through", "aux_loss", "measured_coherence")}
-    assert found == {"k_aux": 32, "straight_through": 0.5, "aux_loss": "reference", "measured_coherence": True}
+    found = {name: details[name] for name in ("k_aux", "reseed_steps", "aux_loss_coefficient", "b_dec_init")}
+    assert found == {"k_aux": 32, "reseed_steps": 7, "aux_loss_coefficient": 0.5, "b_dec_init": "zeros"}
 
 
 def test_train_help_lists_the_flags_of_saelens_and_of_top_afa(tmp_path, run):

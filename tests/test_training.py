@@ -105,7 +105,7 @@ def test_resumes_from_saelens_own_checkpoint(tmp_path, model, dataset):
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "expected_average_only_in"])
 def test_afa_threshold_trains_resumes_and_loads_for_inference(tmp_path, model, dataset, normalize):
-    settings = {"threshold_warm_up_steps": 4, "measured_coherence": True, "normalize_activations": normalize}
+    settings = {"threshold_warm_up_steps": 4, "normalize_activations": normalize}
     sae = AFAThresholdTrainingSAEConfig(d_in=192, d_sae=256, **settings)
     cfg = runner_config(tmp_path, n_checkpoints=1)
     cfg.sae = sae
@@ -168,7 +168,7 @@ def test_trains_beside_topk_and_batchtopk_on_one_forward(tmp_path, model, datase
     cfg = MultiSAETrainingRunnerConfig(
         saes={
             "afa": TopAFATrainingSAEConfig(d_in=192, d_sae=128),
-            "threshold": AFAThresholdTrainingSAEConfig(d_in=192, d_sae=128, measured_coherence=True),
+            "threshold": AFAThresholdTrainingSAEConfig(d_in=192, d_sae=128),
             "topk": TopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
             "batchtopk": BatchTopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
         },

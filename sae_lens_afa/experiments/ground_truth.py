@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
@@ -122,6 +122,7 @@ class GroundTruthSweep(Sweep):
         return {
             **reconstruction_figures(sae, test),
             **afa_figures(sae, test),
+            "l0_empty": _l0_without_features(sae),
             "true_l0": scores.true_l0,
             "mcc": scores.mcc,
             "uniqueness": scores.uniqueness,
@@ -142,6 +143,13 @@ class GroundTruthSweep(Sweep):
             " each latent as a detector of its nearest feature, mean over latents, dead ones included as 0. Real"
             " data has no such score to choose a setting by.",
         ]  # fmt: skip
+
+
+@torch.no_grad()
+def _l0_without_features(sae: SAE[Any]) -> int:
+    """L0 on a token in which no feature fires: what it has is spurious."""
+    acts = sae.encode(torch.zeros(1, sae.cfg.d_in, device=sae.device, dtype=sae.dtype))
+    return int(torch.count_nonzero(acts.to_dense()))
 
 
 @lru_cache

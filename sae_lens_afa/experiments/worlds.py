@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from sae_lens.synthetic import SyntheticModel, SyntheticModelConfig
@@ -73,6 +75,27 @@ class World:
         return SyntheticModel(self.config())
 
 
+@dataclass(frozen=True)
+class UnequalWorld(World):
+    """A world whose features are of unequal strength.
+
+    Attributes:
+        strengths: A feature's mean magnitude is |N(0, s^2)|, at least m, for these (s, m).
+    """
+
+    strengths: tuple[float, float] = (1.25, 0.25)
+
+    @override
+    def config(self) -> SyntheticModelConfig:
+        from sae_lens.synthetic import FoldedNormalMagnitudeConfig
+
+        deviation, least = self.strengths
+        return replace(
+            super().config(),
+            mean_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.0, std=deviation, min_value=least),
+        )
+
+
 WORLDS = {
     "zipf-2x": World("quasi-orthogonal, Zipfian, superposition 2x", 128, 256),
     "zipf-4x": World("quasi-orthogonal, Zipfian, superposition 4x", 128, 512),
@@ -82,6 +105,7 @@ WORLDS = {
         "as zipf-4x, trees: a child fires only where its parent does", 128, 512,
         max_prob=0.05, min_prob=0.005, exponent=0.5, hierarchy=(32, 4, 2),
     ),
+    "strengths-vary": UnequalWorld("as zipf-4x, features of unequal strength", 128, 512),
     "zipf-4x-wide": World("as zipf-4x, twice as wide", 256, 1024, max_prob=0.458),
     "tiny": World("for tests", 12, 24, max_prob=0.3, min_prob=0.02, orthogonalization_steps=5),
 }  # fmt: skip

@@ -17,8 +17,7 @@ def inference_view(sae: SAE[Any]) -> SAE[Any]:
     """
     state = sae.state_dict()
     if isinstance(sae, TrainingSAE):
-        # Some save another configuration than they train with.
-        config = getattr(sae, "inference_cfg", sae.cfg).get_inference_sae_cfg_dict()
+        config = sae.cfg.get_inference_sae_cfg_dict()
         sae.process_state_dict_for_saving_inference(state)
     else:
         config = sae.cfg.to_dict()

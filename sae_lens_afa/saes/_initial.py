@@ -27,36 +27,3 @@ def unit_rows(sae: SAE[Any]) -> None:
 def bias_from_mean(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> None:
     """b_dec as the mean of a normalised batch."""
     sae.b_dec.copy_(x.flatten(0, -2).mean(0, dtype=torch.promote_types(x.dtype, torch.float32)))
-
-
-@torch.no_grad()
-def rows_from_data(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> None:
-    """Decoder rows as directions of centred tokens drawn at random, and W_enc their transpose.
-
-    Tokens are drawn with replacement if there are fewer than rows. A row whose token has no direction, being at
-    b_dec or not finite, stays as it is.
-    """
-    tokens, d_sae = x.flatten(0, -2), len(sae.W_dec)
-    if len(tokens) >= d_sae:
-        drawn = torch.randperm(len(tokens), device=x.device)[:d_sae]
-    else:
-        drawn = torch.randint(len(tokens), (d_sae,), device=x.device)
-    samples = (tokens[drawn] - sae.b_dec).to(sae.W_dec.dtype)
-    norms = torch.linalg.vector_norm(samples, dim=-1, keepdim=True)
-    sae.W_dec.copy_(torch.where((norms > 0) & norms.isfinite(), samples / norms, sae.W_dec))
-    sae.W_enc.copy_(sae.W_dec.T)
-
-
-@torch.no_grad()
-def mean_square_overlap(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, ""]:
-    """Mean of <d_i, d_j>^2 over all i != j, of rows brought to norm 1; 1 / d_in for a single row.
-
-    The sum over all i, j is ||W_dec^T W_dec||_F^2: one product of [d_in, d_in], not of [d_sae, d_sae].
-    """
-    n, d_in = W_dec.shape
-    if n == 1:
-        return W_dec.new_full((), 1 / d_in, dtype=torch.float32)
-    with torch.autocast(W_dec.device.type, enabled=False):
-        rows = nn.functional.normalize(W_dec.float(), dim=-1)
-        total, own = (rows.T @ rows).square().sum(), rows.square().sum(-1).square().sum()
-    return ((total - own) / (n * (n - 1))).clamp_(min=0)

@@ -32,18 +32,16 @@ class Coded(NamedTuple):
 class SelectionRule(Protocol):
     """Which features of a token are active, as the architecture and the moment of training have it."""
 
-    @property
-    def constant_mask(self) -> bool:
-        """Whether the gradient is that of a constant mask: 1 for what is selected, 0 for the rest."""
-        ...
-
     def select(
         self,
         hidden_pre: Float[Tensor, "*tokens d_sae"],
         dense_norm: Float[Tensor, "*tokens"],
         decoder_norm: Float[Tensor, " d_sae"],
     ) -> Float[Tensor, "*tokens d_sae"]:
-        """Feature activations: `hidden_pre` where selected, else 0, by the norm ||x - b_dec|| of the token."""
+        """Feature activations: `hidden_pre` where selected, else 0, by the norm ||x - b_dec|| of the token.
+
+        The gradient is that of a constant mask: 1 for what is selected, 0 for the rest.
+        """
         ...
 
 
@@ -65,7 +63,7 @@ def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tenso
 def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule) -> Coded:
     """Encode and decode a normalised input: in one where nobody looks in between, which differentiates once."""
     observed = _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post)
-    if torch.compiler.is_compiling() or observed or not rule.constant_mask:
+    if torch.compiler.is_compiling() or observed:
         feature_acts, hidden_pre = encode(sae, x, rule)
         return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
     rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)

@@ -46,11 +46,6 @@ class NormMatching(NamedTuple):
 
     target_ratio: float
 
-    @property
-    def constant_mask(self) -> bool:
-        """True: a `SelectionRule` whose mask is a constant for the gradient."""
-        return True
-
     def select(self, hidden_pre: Tensor, dense_norm: Tensor, decoder_norm: Tensor) -> Tensor:
         """See `SelectionRule`."""
         return norm_matching_topk(hidden_pre, self.target_ratio * dense_norm, decoder_norm)

@@ -18,17 +18,13 @@ from sae_lens_afa.selection._checks import check_selection
 _CPU_CHUNK, _CHUNK = 1 << 18, 1 << 24
 
 
-def above_threshold(
-    acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None = None, *, straight_through: float = 0.0
-) -> Tensor:
-    """Zero all activations but those with `acts * decoder_norm > threshold`.
+def above_threshold(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None = None) -> Tensor:
+    """Zero all activations but those with `acts * decoder_norm > threshold`; for the gradient, a constant mask.
 
     Args:
         acts: Pre-activations, shape [..., d_sae], any floating dtype.
         threshold: Threshold of each token, shape [...], in the units of `acts * decoder_norm`, not negative.
         decoder_norm: Norms ||d_i|| of the decoder rows, shape [d_sae]; None stands for all ones.
-        straight_through: Width of the window around the threshold, as a share of it, in which the mask has the
-            derivative of a ramp of that width (the rectangle kernel of JumpReLU's training). 0: a constant mask.
 
     Returns:
         `acts` with all other entries zeroed; its shape and dtype. A row with a non-finite activation or threshold
@@ -43,16 +39,16 @@ def above_threshold(
         tensor([[3., 0., 4., 0.]])
     """
     check_selection(acts, threshold, decoder_norm, what="threshold")
-    return torch.ops.sae_lens_afa.above_threshold(acts, threshold, decoder_norm, straight_through)
+    return torch.ops.sae_lens_afa.above_threshold(acts, threshold, decoder_norm)
 
 
 # A custom operator, so that torch.compile keeps its graph whole around the compiled comparison.
 @torch.library.custom_op(
     "sae_lens_afa::above_threshold",
     mutates_args=(),
-    schema="(Tensor acts, Tensor threshold, Tensor? decoder_norm, float straight_through) -> Tensor",
+    schema="(Tensor acts, Tensor threshold, Tensor? decoder_norm) -> Tensor",
 )
-def _select(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None, straight_through: float) -> Tensor:  # noqa: ARG001
+def _select(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None) -> Tensor:
     rows = acts.detach().reshape(-1, acts.shape[-1])
     thresholds, norm = (t.reshape(-1) for t in _comparable(acts, threshold, decoder_norm))
     out = empty(rows.shape, rows)
@@ -71,22 +67,14 @@ def _like_acts(acts: Tensor, *_: Any) -> Tensor:  # pyright: ignore[reportUnused
     return acts.new_empty(acts.shape)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    acts, threshold, decoder_norm, ctx.width = inputs
-    near = (acts, *_comparable(acts, threshold, decoder_norm)) if ctx.width > 0 else ()
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  (torch's signature)
     # The output is kept for the decoder's gradient anyway: the mask costs no memory.
-    ctx.save_for_backward(output, *near)
+    ctx.save_for_backward(output)
 
 
-def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-    output, *near = ctx.saved_tensors
-    grad_acts = grad * (output > 0)
-    if near:
-        acts, threshold, norm = near
-        scaled, window = acts * norm, ctx.width * threshold[..., None]
-        is_near = (scaled - threshold[..., None]).abs() < window / 2
-        grad_acts = grad_acts + grad * torch.where(is_near, scaled / window, 0).to(grad.dtype)
-    return grad_acts, None, None, None
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    (output,) = ctx.saved_tensors
+    return grad * (output > 0), None, None
 
 
 _select.register_autograd(_gradient, setup_context=_keep)

@@ -176,6 +176,9 @@ def test_zipfian_worlds_have_the_stated_true_l0(name, l0):
 def test_special_worlds_are_what_they_say():
     assert WORLDS["correlated"].config().correlation.rank == 16
     assert WORLDS["hierarchical"].config().hierarchy.max_depth == 2
+    strengths = WORLDS["strengths-vary"].config().mean_firing_magnitudes.generate(10_000, seed=0)
+    assert strengths.min() == 0.25
+    assert strengths.max() > 4  # of so many, |N(0, 1.25^2)| passes it in 14
     assert math.prod((WORLDS["hierarchical"].hierarchy[0], 1 + 4 + 16)) >= WORLDS["hierarchical"].num_features
 
 

@@ -91,12 +91,11 @@ def test_the_choice_saes_are_pushed_as_jumprelu(client):
     ]  # fmt: skip
 
 
-def test_an_afa_threshold_sae_is_pushed_with_the_coherence_it_measured(client):
+def test_an_afa_threshold_sae_is_pushed_and_loaded(client):
     done = client.run("""
         from sae_lens import SAE
-        cfg = afa.AFAThresholdTrainingSAEConfig(d_in=8, d_sae=32, measured_coherence=True)
+        cfg = afa.AFAThresholdTrainingSAEConfig(d_in=8, d_sae=32, threshold_scale=0.7)
         sae = afa.AFAThresholdTrainingSAE(cfg).eval()
-        sae.coherence.mul_(0.7)
         afa.push_to_hub({"a": sae}, "me/threshold")
         x = torch.randn(64, 8)
         for loaded in (afa.load("me/threshold", "a"), SAE.from_pretrained("me/threshold", "a")):

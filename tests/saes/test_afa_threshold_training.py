@@ -1,4 +1,4 @@
-"""Training afa_threshold: losses and gradients on every path, the warm-up, the start from data, the coherence."""
+"""Training afa_threshold: losses and gradients on every path, the warm-up, the start from data."""
 
 from __future__ import annotations
 
@@ -13,14 +13,11 @@ from afa_threshold_helpers import D_IN, D_SAE, build, step, tokens, true_directi
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 from step_paths import PATHS, take
-from top_afa_helpers import to_inference
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_lens_afa import AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig
-from sae_lens_afa.functional import coherence
-from sae_lens_afa.saes import _initial
 
 __all__ = ["take"]  # a fixture
 
@@ -37,10 +34,6 @@ def plain_loss(sae: AFAThresholdTrainingSAE, x: Tensor, progress: float, dead: T
     threshold = reference.universal_threshold(centered.detach(), cfg.d_sae, scale)[..., None].to(hidden_pre.dtype)
     scaled = hidden_pre * sae.W_dec.detach().norm(dim=-1)
     mask = (scaled > threshold).to(scaled)
-    if cfg.straight_through > 0:
-        window = cfg.straight_through * threshold
-        ramp = (scaled - threshold) / window * ((scaled - threshold).abs() < window / 2)
-        mask = mask + ramp - ramp.detach()
     recons = (hidden_pre * mask) @ sae.W_dec + sae.b_dec
     return (recons - z).square().sum(-1).mean() + topk_aux_loss(sae, z, recons, hidden_pre, dead)
 
@@ -64,10 +57,10 @@ def topk_aux_loss(sae: AFAThresholdTrainingSAE, x: Tensor, recons: Tensor, hidde
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-@pytest.mark.parametrize(("progress", "width"), [(1.0, 0.0), (0.25, 0.0), (1.0, 0.6)])
+@pytest.mark.parametrize("progress", [1.0, 0.25])
 @pytest.mark.parametrize("shape", [(30,), (5, 6)])
-def test_loss_and_gradients_are_those_of_autograd(path, normalize, progress, width, shape, take):
-    sae, x = build(normalize_activations=normalize, straight_through=width), tokens(*shape)
+def test_loss_and_gradients_are_those_of_autograd(path, normalize, progress, shape, take):
+    sae, x = build(normalize_activations=normalize), tokens(*shape)
     expected = plain_loss(sae, x, progress, DEAD)
     expected.backward()
     gradients = {name: p.grad.clone() for name, p in sae.named_parameters()}
@@ -80,18 +73,6 @@ def test_loss_and_gradients_are_those_of_autograd(path, normalize, progress, wid
     for name, p in sae.named_parameters():
         # float32 sums in another order: 1e-5 of the largest entry.
         assert (p.grad - gradients[name]).abs().max() <= 1e-5 * gradients[name].abs().max(), name
-
-
-def test_a_straight_through_mask_changes_gradients_and_no_output():
-    x, found = tokens(200), []
-    for width in (0.0, 1.0):
-        torch.manual_seed(0)
-        sae = build(straight_through=width)
-        out = step(sae, x)
-        out.loss.backward()
-        found.append((out.sae_out.detach(), sae.W_enc.grad))
-    assert torch.equal(found[0][0], found[1][0])
-    assert not torch.allclose(found[0][1], found[1][1], rtol=0.01)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -137,25 +118,8 @@ def test_no_matmul_over_the_batch_is_spent_on_the_bias(path, take):
     assert n_matmuls * matmul <= counter.get_total_flops() <= (n_matmuls + 0.1) * matmul
 
 
-def test_the_reference_s_auxiliary_loss_is_summed_over_features():
-    sae, x = build(aux_loss="reference", aux_loss_coefficient=0.25, k_aux=2), tokens(30)
-    sae.W_enc.data[:, DEAD] *= 0.3  # too weak to be selected
-    out = step(sae, x, DEAD)
-    assert not (out.feature_acts > 0)[:, DEAD].any()
-    aux = torch.zeros_like(out.feature_acts)
-    for r, acts in enumerate(out.hidden_pre.detach().relu()):
-        top = torch.where(DEAD, acts, -1).topk(2).indices
-        aux[r, top] = acts[top]
-    residual = x - out.sae_out
-    expected = 0.25 * (aux @ sae.W_dec - residual).square().sum(-1).mean()
-    torch.testing.assert_close(out.losses["auxiliary_reconstruction_loss"], expected)
-    for dead in (None, torch.zeros(D_SAE, dtype=torch.bool)):
-        assert step(sae, x, dead).losses["auxiliary_reconstruction_loss"] == 0
-
-
-@pytest.mark.parametrize("kind", ["topk", "reference"])
-def test_the_auxiliary_loss_can_be_left_out(kind):
-    out = step(build(aux_loss=kind, aux_loss_coefficient=0.0), tokens(9), DEAD)
+def test_the_auxiliary_loss_can_be_left_out():
+    out = step(build(aux_loss_coefficient=0.0), tokens(9), DEAD)
     assert out.losses["auxiliary_reconstruction_loss"] == 0
     assert out.loss == out.losses["mse_loss"]
 
@@ -242,7 +206,7 @@ def test_the_bias_starts_as_the_mean_of_the_first_batch(normalize):
 
 @pytest.mark.parametrize(
     ("overrides", "n", "mode"),
-    [({"b_dec_init": "zeros"}, 0, True), ({}, 1, True), ({}, 0, False), ({"init_from_data": True}, 1, True)],
+    [({"b_dec_init": "zeros"}, 0, True), ({}, 1, True), ({}, 0, False)],
 )
 def test_otherwise_weights_start_as_they_were_made(overrides, n, mode):
     sae = fresh(**overrides)
@@ -252,94 +216,10 @@ def test_otherwise_weights_start_as_they_were_made(overrides, n, mode):
 
 
 def test_weights_that_were_trained_before_are_left_alone():
-    sae = build(init_from_data=True).train()
+    sae = build().train()
     before = copy.deepcopy(sae.state_dict())
     step(sae, tokens(50) + 1, n=0)
     assert all(torch.equal(value, before[name]) for name, value in sae.state_dict().items())
-
-
-@pytest.mark.parametrize("n_tokens", [D_SAE + 20, 7])
-def test_rows_can_start_as_tokens(n_tokens):
-    sae, x = fresh(init_from_data=True), tokens(n_tokens) + 1
-    step(sae, x, n=0)
-    directions = torch.nn.functional.normalize(x - x.mean(0), dim=-1)
-    overlaps = sae.W_dec @ directions.T
-    torch.testing.assert_close(overlaps.amax(1), torch.ones(D_SAE))
-    assert torch.equal(sae.W_enc, sae.W_dec.T)
-    drawn = overlaps.argmax(1).unique()
-    assert len(drawn) == (D_SAE if n_tokens > D_SAE else len(drawn))
-    assert len(drawn) > 3
-
-
-def test_a_row_whose_token_has_no_direction_stays():
-    sae = fresh()
-    before = sae.W_dec.detach().clone()
-    _initial.rows_from_data(sae, torch.stack([torch.zeros(D_IN), torch.full((D_IN,), torch.nan)]))
-    assert torch.equal(sae.W_dec, before)
-
-
-# ---- measured coherence
-
-
-def test_mean_square_overlap_is_its_definition():
-    W_dec = torch.randn(30, 7)
-    W_dec[4] = 0
-    overlaps = torch.nn.functional.normalize(W_dec, dim=-1) @ torch.nn.functional.normalize(W_dec, dim=-1).T
-    expected = overlaps.fill_diagonal_(0).square().sum() / (30 * 29)
-    torch.testing.assert_close(_initial.mean_square_overlap(W_dec), expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(_initial.mean_square_overlap(W_dec), expected)
-    assert _initial.mean_square_overlap(torch.eye(5)) == 0
-    assert _initial.mean_square_overlap(torch.randn(1, 4)) == 0.25
-
-
-def test_random_directions_overlap_by_one_over_the_square_root_of_d():
-    W_dec = torch.randn(2000, 64)
-    # The mean of 2e6 squares of relative spread sqrt(2): 1e-3.
-    assert _initial.mean_square_overlap(W_dec).item() == pytest.approx(1 / 64, rel=0.01)
-    assert coherence(W_dec).mean < 1 / 8
-
-
-def test_the_coherence_is_followed_and_scales_the_threshold(tmp_path):
-    sae, x = build(measured_coherence=True).train(), tokens(40)
-    assert sae.coherence == torch.tensor(D_IN**-0.5)
-    rms = _initial.mean_square_overlap(sae.W_dec).sqrt()
-    step(sae, x, n=0)
-    assert torch.equal(sae.coherence, rms)
-    sae.W_dec.data[1] = sae.W_dec.data[0]
-    other = _initial.mean_square_overlap(sae.W_dec).sqrt()
-    for n in range(1, 17):
-        out = step(sae, x, n=n, logging=True)
-    torch.testing.assert_close(sae.coherence, rms + 0.1 * (other - rms))
-    scale = float(sae.coherence.double() * D_IN**0.5)
-    assert float(out.metrics["afa_threshold_scale"]) == scale
-    norms = sae.W_dec.detach().norm(dim=-1)
-    threshold = reference.universal_threshold(x - sae.b_dec.detach(), D_SAE, scale)
-    assert torch.equal(out.feature_acts, reference.above_threshold(out.hidden_pre.detach(), threshold, norms))
-    saved = to_inference(sae, tmp_path)
-    assert saved.cfg.threshold_scale == scale
-    assert sae.cfg.threshold_scale == 1.0
-    assert set(saved.state_dict()) == {"W_enc", "W_dec", "b_dec"}
-
-
-def test_an_orthogonal_dictionary_has_no_interference_and_no_threshold(tmp_path):
-    sae = build(d_sae=D_IN, measured_coherence=True).train()
-    sae.W_dec.data = torch.eye(D_IN)
-    sae.W_enc.data = torch.eye(D_IN)
-    x = tokens(9)
-    out = step(sae, x, n=0)
-    assert torch.equal(out.feature_acts, (x - sae.b_dec).relu())
-    assert torch.equal(to_inference(sae, tmp_path).encode(x), out.feature_acts)
-
-
-def test_the_coherence_keeps_its_precision_in_a_cast():
-    sae = build(measured_coherence=True)
-    sae.coherence.fill_(0.123456789)
-    expected = sae.coherence.clone()
-    sae.to(torch.bfloat16)
-    assert torch.equal(sae.coherence, expected)
-    sae.load_state_dict({k: v.bfloat16() if k != "coherence" else v for k, v in sae.state_dict().items()})
-    assert torch.equal(sae.coherence, expected)
 
 
 # ---- the run
@@ -353,16 +233,15 @@ def train(sae: AFAThresholdTrainingSAE, x: Tensor, steps: range, optimizer: torc
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("overrides", [{}, {"measured_coherence": True, "init_from_data": True}])
-def test_a_checkpoint_continues_exactly(tmp_path, overrides):
+def test_a_checkpoint_continues_exactly(tmp_path):
     x = tokens(60) + 1
-    whole = fresh(**overrides)
+    whole = fresh()
     optimizer = torch.optim.Adam(whole.parameters(), lr=0.01)
     train(whole, x, range(5), optimizer)
     whole.save_model(tmp_path)
     saved = copy.deepcopy(optimizer.state_dict())
     train(whole, x, range(5, 20), optimizer)
-    resumed = fresh(**overrides)
+    resumed = fresh()
     other = torch.optim.Adam(resumed.parameters(), lr=0.01)
     other.load_state_dict(saved)
     resumed.load_weights_from_checkpoint(tmp_path)
@@ -395,9 +274,8 @@ def test_training_finds_the_features_of_the_data():
     assert found() > 0.8
 
 
-@pytest.mark.parametrize("width", [0.0, 0.5])
-def test_under_autocast_the_selection_is_that_of_float32(width):
-    sae, x = build(straight_through=width), tokens(20)
+def test_under_autocast_the_selection_is_that_of_float32():
+    sae, x = build(), tokens(20)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = step(sae, x, DEAD)
     out.loss.backward()
@@ -421,9 +299,8 @@ def test_a_warm_up_is_not_compiled_anew_for_each_step():
     assert counters["stats"]["unique_graphs"] <= 4
 
 
-@pytest.mark.parametrize("overrides", [{}, {"straight_through": 0.5}, {"measured_coherence": True}])
-def test_a_compiled_step_is_the_same_step(overrides):
-    sae, x = build(**overrides).train(), tokens(20)
+def test_a_compiled_step_is_the_same_step():
+    sae, x = build().train(), tokens(20)
     compiled = torch.compile(sae.training_forward_pass, backend="aot_eager")
     plain = step(sae, x, DEAD)
     plain.loss.backward()
