@@ -33,7 +33,8 @@ from sae_lens_afa.saes._reseed import reseed
 from sae_lens_afa.saes.afa_threshold_sae import UniversalThreshold
 
 WORLDS = ("zipf-4x", "correlated", "hierarchical", "strengths-vary")
-WARM_UP = {"threshold_warm_up_steps": 1000}
+# Of the first arm: the architecture's defaults but for c and the normalisation, which are among what was tried.
+START = {"threshold_warm_up_steps": 1000, "normalize_activations": "none"}
 
 
 @dataclass(kw_only=True)
@@ -278,7 +279,7 @@ def arms() -> tuple[Arm, ...]:
     """What is compared: afa_threshold over c, then each thing that was tried at c = 0.85, then other architectures."""
 
     def tried(label: str, architecture: str = "afa_threshold", c: tuple[float, ...] = (0.85,), **settings: Any) -> Arm:
-        return Arm(architecture, "threshold_scale", c, {**WARM_UP, **settings}, label)
+        return Arm(architecture, "threshold_scale", c, {**START, **settings}, label)
 
     def variant(label: str, **settings: Any) -> Arm:
         return tried(label, "afa_threshold_variant", **settings)
@@ -326,7 +327,7 @@ def arms() -> tuple[Arm, ...]:
 
 def arms_from_truth(world: str) -> tuple[Arm, ...]:
     """Training from the true dictionary of a world."""
-    settings = {"rows_from_world": world, "threshold_start": 1}
+    settings = {**START, "rows_from_world": world, "threshold_start": 1}
     return (Arm("afa_threshold_variant", "threshold_scale", (0.5, 0.7, 0.85, 1.0), settings, "from the truth"),)
 
 
@@ -336,6 +337,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("docs/results/threshold"))
     parser.add_argument("--world", action="append", help=f"default: {', '.join(WORLDS)}")
     parser.add_argument("--seed", action="append", type=int)
+    parser.add_argument("--steps", type=int, help="default: the preset's")
     parser.add_argument("--from-truth", action="store_true")
     given = parser.parse_args()
     register()
@@ -343,7 +345,7 @@ def main() -> None:
     if given.from_truth and len(worlds) != 1:
         parser.error("--from-truth needs one --world")
     compared = arms_from_truth(worlds[0]) if given.from_truth else arms()
-    sweep = ground_truth_sweep("full", worlds=worlds, arms=compared, seeds=given.seed or ())
+    sweep = ground_truth_sweep("full", worlds=worlds, arms=compared, seeds=given.seed or (), steps=given.steps)
     truth = f" --world {worlds[0]} --from-truth" if given.from_truth else ""
     print(run_command(sweep, given.output, f"python benchmarks/threshold_variants.py{truth}"))
 

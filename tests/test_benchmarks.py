@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import bz2
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.language_model_activations import activations, text_of, whitening, write
 
 ROOT = Path(__file__).parents[1]
 
@@ -74,3 +80,48 @@ def test_allocation_measures_time_and_memory():
         "batchtopk", "mutual_choice", "feature_choice, uniform", "feature_choice, zipf",
     ]  # fmt: skip
     assert rows[0]["time_ratio_to_batchtopk"]["median"] == 1
+
+
+@pytest.mark.parametrize(("flag", "n_runs"), [((), 51), (("--from-truth",), 4)])
+def test_threshold_variants_all_train_and_load(tmp_path, flag, n_runs):
+    run("benchmarks/threshold_variants.py", "--world", "tiny", "--steps", "12", "--seed", "0", *flag,
+        "--output", str(tmp_path))  # fmt: skip
+    table = pd.read_csv(tmp_path / "runs.csv")
+    assert len(table) == n_runs
+    assert set(table["status"]) == {"ok"}
+    if flag:
+        # Twelve steps with a small learning rate leave the true features what they were.
+        assert table["mcc"].min() > 0.95
+
+
+def test_activations_of_a_language_model_become_files(tmp_path):
+    tokens = torch.randint(50, (6, 5))
+
+    class Model:
+        def run_with_cache(self, rows, names_filter, stop_at_layer):
+            assert (names_filter, stop_at_layer) == ("blocks.9.hook_resid_post", 10)
+            return None, {names_filter: rows[..., None] * torch.ones(3)}
+
+    first, second = activations(Model(), tokens, "blocks.9.hook_resid_post", 4)
+    assert torch.equal(torch.cat([first, second])[:, 0], tokens[:, 1:].flatten().float())
+    train, test = torch.randn(500, 8) @ torch.randn(8, 8), torch.randn(9, 8)
+    train -= train.mean(0)
+    white = train @ whitening(train)
+    torch.testing.assert_close(white.T @ white / 500, torch.eye(8), atol=1e-3, rtol=0)
+    write(tmp_path, train, test)
+    files = [load_file(tmp_path / f"{name}.safetensors")["activations"] for name in ("train", "test")]
+    assert files[0].norm(dim=-1).mean().item() == pytest.approx(8**0.5, rel=1e-5)
+    torch.testing.assert_close(files[1], test * (files[0][0, 0] / train[0, 0]))
+
+
+def test_the_words_of_a_dump_are_those_of_its_articles(tmp_path):
+    page = (
+        "{{Box|a={{b}}}}The '''[[moon|Moon]]'''&lt;ref&gt;see [http://x y]&lt;/ref&gt; is [[round]].\n"
+        "== More ==\n* a list\nwords"
+    )
+    dump = tmp_path / "articles.xml.bz2"
+    dump.write_bytes(bz2.compress(f"<page><text x='y'>{page}</text><text>#REDIRECT [[a]]</text></page>".encode()))
+    assert text_of(dump).split() == ["The", "Moon", "is", "round.", "More", "words"]
+    plain = tmp_path / "plain.txt"
+    plain.write_text("as it is")
+    assert text_of(plain) == "as it is"

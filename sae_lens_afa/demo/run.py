@@ -64,10 +64,8 @@ def demo_config(
 def _sae_config(architecture: str, steps: int) -> TrainingSAEConfig:
     if architecture == "top_afa":
         return TopAFATrainingSAEConfig(d_in=D_IN, d_sae=D_SAE)
-    # In the space of top_afa, every token standardised, and with a warm-up that fits so short a run.
-    return AFAThresholdTrainingSAEConfig(
-        d_in=D_IN, d_sae=D_SAE, normalize_activations="layer_norm", threshold_warm_up_steps=steps // 2
-    )  # fmt: skip
+    # A warm-up that fits so short a run.
+    return AFAThresholdTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, threshold_warm_up_steps=steps // 2)
 
 
 def run_demo(

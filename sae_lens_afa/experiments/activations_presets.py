@@ -34,7 +34,10 @@ def _arms(*, dense: bool, phase: int) -> tuple[Arm, ...]:
         Arm("feature_choice", "k", (8, 32) if dense else (32,)),
         Arm("feature_choice", "k", (8, 32) if dense else (32,), zipf, "feature_choice, zipf"),
         Arm(
-            "afa_threshold", "threshold_scale", (0.5, 0.7, 1.0) if dense else (1.0,), {"threshold_warm_up_steps": phase}
+            "afa_threshold",
+            "threshold_scale",
+            (0.5, 0.7, 0.85, 1.0) if dense else (0.85,),
+            {"threshold_warm_up_steps": phase},
         ),
         Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 64, 1 / 32, 1 / 16) if dense else (1 / 128, 1 / 32)),
         Arm("top_afa", "target_ratio", (0.5, 0.6, 0.7, 0.85) if dense else (0.7,), {}, "top_afa, lower target"),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.training import Training
 
-# The paper's loss in SAELens' scale, and in the paper's space: each sample standardised.
-_TOP_AFA = {"normalize_activations": "layer_norm"}
+# The paper's space: each sample standardised.
+_STANDARDISED = {"normalize_activations": "layer_norm"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def _arms(*, dense: bool, phase: int) -> tuple[Arm, ...]:
         Arm(
             "afa_threshold",
             "threshold_scale",
-            (0.7, 0.85, 1.0) if dense else (1.0,),
-            {"threshold_warm_up_steps": phase},
+            (0.7, 0.85, 1.0) if dense else (0.85,),
+            {"threshold_warm_up_steps": phase, **_STANDARDISED},
         ),
-        Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32, 1 / 8) if dense else (1 / 32,), _TOP_AFA),
-        Arm("top_afa", "target_ratio", (0.5, 0.7, 0.85) if dense else (0.7,), _TOP_AFA, "top_afa, lower target"),
+        Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32, 1 / 8) if dense else (1 / 32,), _STANDARDISED),
+        Arm("top_afa", "target_ratio", (0.5, 0.7, 0.85) if dense else (0.7,), _STANDARDISED, "top_afa, lower target"),
         Arm("top_afa", "afa_coefficient", (1 / 32,), {"normalize_activations": "none"}, "top_afa, raw"),
     )
 
@@ -67,7 +67,7 @@ PRESETS = {
     ),
     "tiny": Preset(
         worlds=("tiny",),
-        arms=(Arm("topk", "k", (2, 3)), Arm("top_afa", "afa_coefficient", (1 / 32,), _TOP_AFA)),
+        arms=(Arm("topk", "k", (2, 3)), Arm("top_afa", "afa_coefficient", (1 / 32,), _STANDARDISED)),
         training=Training(steps=20, batch_size=32, lr=1e-2, dead_feature_window=5),
         seeds=(0, 1),
         test_tokens=256,

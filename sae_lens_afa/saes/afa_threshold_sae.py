@@ -2,8 +2,9 @@
 
     f_i = a_i  where  a_i ||d_i|| > c ||x - b_dec|| sqrt(2 ln(d_sae) / d_in),  else 0;   a = (x - b_dec) W_enc
 
-with c = 1 from the premises of arXiv 2503.24277 (see `sae_lens_afa.functional.universal_threshold`). The rule adapts
-to each token, scales with its input and needs no sort. It is this package's, not the paper's.
+with c = 1 from the premises of arXiv 2503.24277 (see `sae_lens_afa.functional.universal_threshold`), and a little less
+by default. The rule adapts to each token, scales with its input and needs no sort. It is this package's, not the
+paper's.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class UniversalThreshold(NamedTuple):
         return above_threshold(hidden_pre, self.threshold(dense_norm, hidden_pre.shape[-1]), decoder_norm)
 
 
+# sqrt(2 ln n) is the largest of n normal values in the limit; on average it is 0.86 of that for n = 512, 0.90 for
+# 12,288. And c = 0.85 was best on the ground-truth benchmark (docs/afa_threshold.md).
+DEFAULT_THRESHOLD_SCALE = 0.85
+
+
 @dataclass
 class AFAThresholdSAEConfig(SAEConfig):
     """Configuration of an `AFAThresholdSAE`: the fields of every SAELens SAE and one more.
@@ -62,7 +68,7 @@ class AFAThresholdSAEConfig(SAEConfig):
             scale, or a size below 1; the message names the field.
     """
 
-    threshold_scale: float = 1.0
+    threshold_scale: float = DEFAULT_THRESHOLD_SCALE
 
     @override
     @classmethod
@@ -89,7 +95,7 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     """Configuration for training an `AFAThresholdSAE`. The defaults are meant for any data.
 
     Args:
-        threshold_scale: c at the end of the warm-up and in the saved model. Below 1 codes are denser.
+        threshold_scale: c at the end of the warm-up and in the saved model. The lower, the denser are codes.
         threshold_start: c at the start, from which it rises linearly, as a share of `threshold_scale`.
         threshold_warm_up_steps: Steps over which it rises. 0: `threshold_scale` from the first step.
         reseed_steps: Every so many steps, the latents that the trainer counts as dead take the directions of what badly
@@ -99,12 +105,14 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
         unit_norm_decoder: Keep decoder rows at norm 1 while training (see `sae_lens_afa.saes._unit_norm`).
         decoder_init_norm: None: decoder rows of norm 1, W_enc their transpose. A number: rows of that norm.
         b_dec_init: "mean": b_dec starts as the mean of the first training batch. "zeros": it starts as 0.
+        normalize_activations: With "layer_norm" every token counts alike in the loss, whatever its norm, as it does in
+            the rule. "none" and "expected_average_only_in" work, too.
 
     Raises:
         ValueError: a value outside its range; the message names the field and what it may be.
     """
 
-    threshold_scale: float = 1.0
+    threshold_scale: float = DEFAULT_THRESHOLD_SCALE
     threshold_start: float = 0.5
     threshold_warm_up_steps: int = 1000
     reseed_steps: int = 100
@@ -113,6 +121,9 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     unit_norm_decoder: bool = True
     decoder_init_norm: float | None = None
     b_dec_init: Literal["zeros", "mean"] = "mean"
+    normalize_activations: Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"] = (
+        "layer_norm"
+    )
 
     @override
     @classmethod

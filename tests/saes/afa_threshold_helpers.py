@@ -10,6 +10,7 @@ from sae_lens_afa import AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig
 
 # So wide that the threshold, sqrt(2 ln 40 / 24) = 0.55 of the norm, leaves some features and takes others.
 D_IN, D_SAE = 24, 40
+PLAIN = {"d_in": D_IN, "d_sae": D_SAE, "threshold_scale": 1.0, "normalize_activations": "none"}
 
 
 def true_directions() -> Tensor:
@@ -20,7 +21,7 @@ def true_directions() -> Tensor:
 
 def build(**overrides) -> AFAThresholdTrainingSAE:
     """One whose features are the directions of `tokens`, with a bias."""
-    given = {"d_in": D_IN, "d_sae": D_SAE, "aux_loss_coefficient": 1.0, **overrides}
+    given = {**PLAIN, "aux_loss_coefficient": 1.0, **overrides}
     sae = AFAThresholdTrainingSAE(AFAThresholdTrainingSAEConfig(**given))
     directions = true_directions()[: sae.cfg.d_sae].to(sae.dtype)
     sae.W_dec.data, sae.W_enc.data = directions, directions.T.clone(memory_format=torch.contiguous_format)
