@@ -32,7 +32,7 @@ from sae_lens_afa.saes._dead_latents import dead_latent_loss
 from sae_lens_afa.saes._reseed import reseed
 from sae_lens_afa.saes.afa_threshold_sae import UniversalThreshold
 
-WORLDS = ("zipf-4x", "correlated", "hierarchical", "strengths-vary")
+WORLDS = ("zipf-4x", "correlated", "hierarchical")
 # Of the first arm: the architecture's defaults but for c and the normalisation, which are among what was tried.
 START = {"threshold_warm_up_steps": 1000, "normalize_activations": "none"}
 
@@ -322,6 +322,8 @@ def arms() -> tuple[Arm, ...]:
         Arm("batchtopk_reseeded", "k", (3, 6)),
         Arm("jumprelu", "l0_coefficient", (0.1,)),
         Arm("jumprelu_reseeded", "l0_coefficient", (0.1,)),
+        # Standardised samples have 40 times the squared norm, and so has the error that the penalty is set against.
+        Arm("jumprelu", "l0_coefficient", (1, 3, 10), layer_norm, "jumprelu, layer_norm"),
     )
 
 

@@ -82,7 +82,7 @@ def test_allocation_measures_time_and_memory():
     assert rows[0]["time_ratio_to_batchtopk"]["median"] == 1
 
 
-@pytest.mark.parametrize(("flag", "n_runs"), [((), 51), (("--from-truth",), 4)])
+@pytest.mark.parametrize(("flag", "n_runs"), [((), 54), (("--from-truth",), 4)])
 def test_threshold_variants_all_train_and_load(tmp_path, flag, n_runs):
     run("benchmarks/threshold_variants.py", "--world", "tiny", "--steps", "12", "--seed", "0", *flag,
         "--output", str(tmp_path))  # fmt: skip
