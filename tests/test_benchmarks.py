@@ -84,11 +84,13 @@ def test_allocation_measures_time_and_memory():
 
 @pytest.mark.parametrize(("flag", "n_runs"), [((), 54), (("--from-truth",), 4)])
 def test_threshold_variants_all_train_and_load(tmp_path, flag, n_runs):
-    run("benchmarks/threshold_variants.py", "--world", "tiny", "--steps", "12", "--seed", "0", *flag,
+    run("-m", "benchmarks.threshold_variants", "--world", "tiny", "--steps", "12", "--seed", "0", *flag,
         "--output", str(tmp_path))  # fmt: skip
     table = pd.read_csv(tmp_path / "runs.csv")
     assert len(table) == n_runs
     assert set(table["status"]) == {"ok"}
+    assert "variants.png" in (tmp_path / "report.md").read_text()
+    assert (tmp_path / "variants.png").stat().st_size > 10_000
     if flag:
         # Twelve steps with a small learning rate leave the true features what they were.
         assert table["mcc"].min() > 0.95
