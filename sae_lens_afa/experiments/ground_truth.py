@@ -142,6 +142,7 @@ class GroundTruthSweep(Sweep):
             "MCC, F1 and uniqueness are SAELens': MCC by the best one-to-one match of decoder rows and features; F1 of"
             " each latent as a detector of its nearest feature, mean over latents, dead ones included as 0. Real"
             " data has no such score to choose a setting by.",
+            "`l0_empty` in `runs.csv`, of newer runs: L0 of a token in which no feature fires.",
         ]  # fmt: skip
 
 
