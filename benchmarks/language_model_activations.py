@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -56,9 +57,9 @@ def _plain(article: str) -> str:
 
 def activations(model: Any, tokens: Tensor, hook: str, batch: int) -> Iterator[Tensor]:
     """Of contexts [n, context] that start with a token that is left out, which has a norm of its own."""
-    layer = int(hook.split(".")[1]) + 1
+    stop = extract_stop_at_layer_from_tlens_hook_name(hook)
     for rows in tqdm(tokens.split(batch), unit="batch"):
-        _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=layer)
+        _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=stop)
         yield cache[hook][:, 1:].flatten(0, 1).float()
 
 
@@ -116,9 +117,8 @@ def main() -> None:
     found = torch.cat(list(activations(model, contexts, given.hook, given.batch)))
     train, test = found[: n_train * length], found[n_train * length :]
 
-    norms, limit = [torch.linalg.vector_norm(part, dim=-1) for part in (train, test)], OUTLIER
-    limit *= float(norms[0].median())
-    usual = [part[norm <= limit] for part, norm in zip((train, test), norms, strict=True)]
+    limit = OUTLIER * torch.linalg.vector_norm(train, dim=-1).median()
+    usual = [part[torch.linalg.vector_norm(part, dim=-1) <= limit] for part in (train, test)]
     print(f"{len(train) - len(usual[0])} and {len(test) - len(usual[1])} tokens over {OUTLIER:g} median norms")
     write(given.output / "centred", train - train.mean(0), test - train.mean(0))
     mean = usual[0].mean(0)

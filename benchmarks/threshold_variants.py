@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 from typing_extensions import override
 
 from benchmarks.variants import register
-from sae_lens_afa._support import expected_messages_off
-from sae_lens_afa.experiments import Arm, ground_truth_sweep, run_sweep
+from sae_lens_afa.experiments import Arm, ground_truth_sweep
+from sae_lens_afa.experiments.command import run_command
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep
 from sae_lens_afa.experiments.statistics import summarise
 
@@ -141,11 +142,8 @@ def main() -> None:
     plain = ground_truth_sweep("full", worlds=worlds, arms=compared, seeds=given.seed or (), steps=given.steps)
     sweep = Tried(**{field.name: getattr(plain, field.name) for field in fields(plain)})
     truth = f" --world {worlds[0]} --from-truth" if given.from_truth else ""
-    with expected_messages_off():
-        result = run_sweep(sweep, given.output, command=f"python -m benchmarks.threshold_variants{truth}")
-    assert result is not None  # only max_groups stops it early
-    draw(given.output / PICTURE, result.rows, worlds)
-    print(result)
+    print(run_command(sweep, given.output, f"python -m benchmarks.threshold_variants{truth}"))
+    draw(given.output / PICTURE, pd.read_csv(given.output / "runs.csv").to_dict("records"), worlds)
 
 
 if __name__ == "__main__":

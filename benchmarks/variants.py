@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from sae_lens import register_sae_training_class
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class, register_sae_class
-from sae_lens.saes.sae import SAEConfig, TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa import AFAThresholdSAE, AFAThresholdSAEConfig, AFAThresholdTrainingSAE, AFAThresholdTrainingSAEConfig
 from sae_lens_afa.experiments.ground_truth import made
 from sae_lens_afa.functional import universal_threshold
+from sae_lens_afa.saes import _initial
 from sae_lens_afa.saes._dead_latents import dead_latent_loss
 from sae_lens_afa.saes._reseed import reseed
 from sae_lens_afa.saes.afa_threshold_sae import UniversalThreshold
@@ -65,7 +66,7 @@ class Masked:
     shrinkage: float = 0.0
 
     @property
-    def scale(self) -> float | Tensor:
+    def scale(self) -> float:
         """c."""
         return self.rule.scale
 
@@ -132,12 +133,12 @@ class Variant(AFAThresholdTrainingSAE):
         if self.cfg.rows_from_world:
             rows = made(self.cfg.rows_from_world).feature_dict.feature_vectors
         if rows is not None:
-            self.W_dec.copy_(nn.functional.normalize(rows, dim=-1))
-            self.W_enc.copy_(self.W_dec.T)
+            self.W_dec.copy_(rows)
+            _initial.unit_rows(self)
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
-        own, self.cfg.threshold_scale = self.cfg.threshold_scale, float(self.eval().rule_at(1.0).scale)
+        own, self.cfg.threshold_scale = self.cfg.threshold_scale, self.eval().rule_at(1.0).scale
         try:
             return super().save_inference_model(path)
         finally:
@@ -172,13 +173,17 @@ class BiasedSAEConfig(AFAThresholdSAEConfig):
         return "afa_threshold_biased"
 
 
-class BiasedSAE(AFAThresholdSAE):
-    """`AFAThresholdSAE` with an encoder bias."""
+class EncoderBias(SAE[Any]):
+    """The parameter b_enc [d_sae], which starts as 0; a base beside SAELens' own."""
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+
+
+class BiasedSAE(EncoderBias, AFAThresholdSAE):
+    """`AFAThresholdSAE` with an encoder bias."""
 
     @override
     def selection_rule(self) -> Any:
@@ -200,17 +205,12 @@ class BiasedTrainingSAEConfig(AFAThresholdTrainingSAEConfig):
         return "afa_threshold_biased"
 
 
-class BiasedTrainingSAE(AFAThresholdTrainingSAE):
+class BiasedTrainingSAE(EncoderBias, AFAThresholdTrainingSAE):
     """`AFAThresholdTrainingSAE` with an encoder bias."""
 
     def __init__(self, cfg: BiasedTrainingSAEConfig, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
         self.hook_sae_acts_pre.register_forward_hook(lambda *_: None)  # as in `Variant`
-
-    @override
-    def initialize_weights(self) -> None:
-        super().initialize_weights()
-        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
 
     @override
     def rule_at(self, progress: float) -> Any:

@@ -37,9 +37,9 @@ from sae_lens_afa.selection import above_threshold
 
 
 class UniversalThreshold(NamedTuple):
-    """The rule at one moment of training, or after it; `scale` is c, a number or a scalar tensor."""
+    """The rule at one moment of training, or after it; `scale` is c."""
 
-    scale: float | Tensor
+    scale: float
     d_in: int
 
     def threshold(self, dense_norm: Tensor, d_sae: int) -> Tensor:
@@ -202,11 +202,7 @@ class AFAThresholdTrainingSAE(NormMatchingTrainingSAE, TrainingSAE[AFAThresholdT
 
     @override
     def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: Tensor,
-        hidden_pre: Tensor,
-        sae_out: Tensor,
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """The term beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
         loss = self._dead_latent_loss(step_input.dead_neuron_mask, hidden_pre, step_input.sae_in - sae_out)
