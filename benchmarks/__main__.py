@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.goals import MEASUREMENTS, Row
 from benchmarks.measuring import setting
-from sae_lens_afa._support import write_whole
+from sae_lens_afa.files import write_whole
 
 
 def main() -> None:

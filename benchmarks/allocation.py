@@ -17,7 +17,7 @@ from sae_lens.saes.batchtopk_sae import BatchTopK
 from torch import Tensor
 
 from benchmarks.measuring import peak_extra_bytes, ratio, setting, time_rounds
-from sae_lens_afa._support import write_whole
+from sae_lens_afa.files import write_whole
 from sae_lens_afa.saes._matching import feature_choice, mutual_choice
 from sae_lens_afa.saes.zipf import ZipfLaw, allocate_matches, expected_densities
 

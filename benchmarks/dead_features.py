@@ -28,7 +28,7 @@ from sae_lens.synthetic.evals import eval_sae_on_synthetic_data
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_lens_afa import FeatureChoiceTrainingSAEConfig, MutualChoiceTrainingSAEConfig
-from sae_lens_afa._support import write_whole
+from sae_lens_afa.files import write_whole
 
 FIGURES = ("dead_latents", "explained_variance", "sae_l0", "training_l0", "mcc", "f1")
 HEADINGS = ("dead latents", "explained variance", "L0", "L0 in training", "MCC", "F1")

@@ -21,9 +21,9 @@ import torch
 from sae_lens.synthetic import SyntheticModel
 from torch import Tensor
 
-from sae_lens_afa._support import write_whole
 from sae_lens_afa.experiments.training import OwnRandom
 from sae_lens_afa.experiments.worlds import WORLDS, World
+from sae_lens_afa.files import write_whole
 from sae_lens_afa.functional import coherence, universal_threshold
 
 # Beside the benchmark's worlds those in which the premise should break: few dimensions, and hardly more features

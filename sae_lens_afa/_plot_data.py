@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_lens_afa._support import write_whole
 from sae_lens_afa.evals.figures import Array
 from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

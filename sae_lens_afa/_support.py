@@ -1,15 +1,11 @@
-"""What demo, evaluations and plots share beside the mathematics: devices, whole files, texts, SAELens' messages."""
+"""What demo and evaluations share beside the mathematics: devices, texts, SAELens' messages."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -29,24 +25,6 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device {device!r} cannot be used here: {reason} Try --device cpu.") from error
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Let `write` fill a file beside `path` and move it into place, so that there is never half a file."""
-    # The ending stays: writers tell the format by it.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def text_dataset(texts: Sequence[str]) -> Dataset:

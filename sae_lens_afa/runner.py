@@ -41,7 +41,6 @@ __all__ = [
     "TrainingInterrupted",
     "check_checkpoint",
     "check_hook",
-    "check_output_folder",
     "config_from_checkpoint",
 ]
 
@@ -178,18 +177,6 @@ def _stop_request() -> Generator[list[int]]:
         yield received
     finally:
         restore()
-
-
-def check_output_folder(output: Path, *, overwrite: bool) -> None:
-    """Refuse an output folder that exists, unless it may be overwritten.
-
-    Raises:
-        FileExistsError: it exists and `overwrite` is False, or it is not a folder.
-    """
-    if output.exists() and not output.is_dir():
-        raise FileExistsError(f"output {output} exists and is not a folder; give another one.")
-    if output.exists() and not overwrite:
-        raise FileExistsError(f"output folder {output} exists; pass --overwrite to replace it, or give another one.")
 
 
 def check_hook_name(model: HookedRootModule, hook_name: str) -> None:

@@ -13,8 +13,9 @@ from sae_lens.saes.sae import SAE
 from sae_lens_afa._support import check_device, expected_messages_off, text_dataset
 from sae_lens_afa.evals import sources
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
-from sae_lens_afa.evals.report import EvalReport, check_writable, read_report, write_plots, write_report
+from sae_lens_afa.evals.report import EvalReport, read_report, write_plots, write_report
 from sae_lens_afa.evals.run import SAEJudge
+from sae_lens_afa.files import check_output_folder
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -88,7 +89,7 @@ def eval_command(request: EvalRequest, *, progress: bool = True) -> EvalReport:
     """
     request = with_demo(request)
     check_request(request)
-    check_writable(request.output, overwrite=request.overwrite)
+    check_output_folder(request.output, overwrite=request.overwrite)
     saes = load_requested_saes(request)
     model, store = model_and_text(request, saes)
     results = run_afa_evals(

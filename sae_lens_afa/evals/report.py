@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult, check_version
 from sae_lens_afa.evals.table import results_table
-from sae_lens_afa.runner import check_output_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,19 +48,6 @@ class EvalReport:
             limits = ", ".join(f"{result.outlier_norm:.4g}" for result in self.results.values())
             parts.append(f"without tokens of a norm above {limits}\n{results_table(kept)}")
         return "\n\n".join(parts)
-
-
-def check_writable(folder: Path, *, overwrite: bool) -> None:
-    """Refuse, before the work, an output folder that cannot be written.
-
-    Raises:
-        FileExistsError: it exists and may not be overwritten.
-        OSError: it cannot be created or written to.
-    """
-    check_output_folder(folder, overwrite=overwrite)
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise NotADirectoryError(f"output folder {folder} cannot be written: {existing} is not a writable folder.")
 
 
 def write_report(

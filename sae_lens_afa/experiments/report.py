@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa._support import write_whole
 from sae_lens_afa.experiments.statistics import (
     OK,
     Criterion,
@@ -27,6 +26,7 @@ from sae_lens_afa.experiments.tables import (
     summary_table,
     write_runs,
 )
+from sae_lens_afa.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
-from sae_lens_afa._support import write_whole
 from sae_lens_afa.experiments.rows import key_of
+from sae_lens_afa.files import write_whole
 
 FORMAT = 2
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch", "numpy")

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa._support import write_whole
 from sae_lens_afa.experiments.statistics import Summary
+from sae_lens_afa.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -13,7 +13,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 
-from sae_lens_afa._support import sha256_of
+from sae_lens_afa.files import sha256_of
 
 # As `sha256sum` writes it, so that `sha256sum --check` reads it.
 SHA256_FILENAME = f"{SAE_WEIGHTS_FILENAME}.sha256"

@@ -12,7 +12,8 @@ import torch
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import SAE
 
-from sae_lens_afa._support import check_device, sha256_of
+from sae_lens_afa._support import check_device
+from sae_lens_afa.files import check_output_folder, sha256_of
 from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import FILENAMES, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._remote import (
@@ -23,7 +24,6 @@ from sae_lens_afa.hub._remote import (
     read_snapshot,
     sae_folders,
 )
-from sae_lens_afa.runner import check_output_folder
 
 
 def load(

@@ -23,7 +23,7 @@ from sae_lens_afa.evals.command import (
     with_demo,
 )
 from sae_lens_afa.evals.language_model import next_prompts
-from sae_lens_afa.interop._folder import check_replaceable, write_folder
+from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
 from sae_lens_afa.interop.reference_checkpoint import convert_reference_checkpoint
 from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport, jumprelu_report

@@ -14,8 +14,8 @@ from sae_lens.util import dtype_to_str
 from torch import Tensor
 
 from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop._comparison import compare
-from sae_lens_afa.interop._folder import check_replaceable, write_folder
 from sae_lens_afa.interop._reference_files import ReferenceCheckpoint, read_reference_checkpoint
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop._views import inference_view
