@@ -22,7 +22,7 @@ import torch
 from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 
 from sae_lens_afa import TopAFATrainingSAEConfig
-from sae_lens_afa.gpt2_folder import load_gpt2_folder
+from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 
 

@@ -1,35 +1,22 @@
-"""What demo and evaluations share beside the mathematics: devices, texts, SAELens' messages."""
+"""SAELens' messages that say nothing to the user of a command."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 
-import torch
-from datasets import Dataset
 from sae_lens import logger as sae_lens_logger
+
+from sae_lens_afa.loading.models import check_device as check_device
+from sae_lens_afa.loading.text import text_dataset as text_dataset
 
 _EXPECTED_WARNINGS = (
     "The training dataset contains fewer samples",
     "Dataset is not tokenized",
     "All samples in the training dataset have been exhausted",
 )
-
-
-def check_device(device: str) -> None:
-    """Raise ValueError unless tensors can be made on `device`."""
-    try:
-        torch.zeros((), device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason} Try --device cpu.") from error
-
-
-def text_dataset(texts: Sequence[str]) -> Dataset:
-    """Texts as the dataset that SAELens' store reads."""
-    return Dataset.from_dict({"text": list(texts)})
 
 
 @contextmanager

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from sae_lens.llm_sae_training_runner import (
-    _parse_cfg_args,  # pyright: ignore[reportPrivateUsage]  (the parser behind SAELens' own command)
-)
 
 from sae_lens_afa._cli_share import share
 from sae_lens_afa._cli_sweep import sweep
+from sae_lens_afa._cli_train import train_command
 from sae_lens_afa.demo import evaluation as demo_evaluation
 from sae_lens_afa.demo.run import DEFAULT_TOKENS as DEMO_TOKENS
 from sae_lens_afa.demo.run import run_demo
 from sae_lens_afa.evals.command import DEFAULT_PROMPTS, EvalRequest, eval_command, plot_command
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS as EVAL_TOKENS
-from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingInterrupted, config_from_checkpoint
+from sae_lens_afa.runner import TrainingInterrupted
 
 app = typer.Typer(
     name="sae-lens-afa",
@@ -29,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 _INTERRUPTED = 130
-_RESUME_FLAG = "--resume_from_checkpoint"
 
 
 @app.command()
@@ -55,13 +52,7 @@ def train(ctx: typer.Context) -> None:
 
     --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
     """
-    args = [_with_underscores(arg) for arg in ctx.args]
-    match [part for arg in args for part in arg.split("=", 1)]:
-        case [flag, checkpoint] if flag == _RESUME_FLAG:
-            cfg = config_from_checkpoint(checkpoint)
-        case _:
-            cfg = _parse_cfg_args(args)
-    InterruptibleTrainingRunner(cfg).run()
+    print(train_command(ctx.args))
 
 
 @app.command("eval")
@@ -120,14 +111,6 @@ def plot(
 
 app.add_typer(share)
 app.add_typer(sweep, name="sweep")
-
-
-def _with_underscores(arg: str) -> str:
-    """SAELens spells its flags with underscores; take them with dashes too."""
-    if not arg.startswith("--"):
-        return arg
-    flag, equals, value = arg.partition("=")
-    return "--" + flag[2:].replace("-", "_") + equals + value
 
 
 def main() -> None:

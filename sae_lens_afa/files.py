@@ -6,6 +6,7 @@ Imports neither torch nor SAELens: commands that only read files start fast.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -55,6 +56,21 @@ def write_folder(output: Path, write: Callable[[Path], Any]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def read_object(path: Path, where: str) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: it is not JSON, or holds something else; `where` says whose file it is.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # not UTF-8, not JSON
+        raise ValueError(f"{where}: {path.name} is not JSON ({error}); get it anew.") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: {path.name} must hold an object, it holds a {type(data).__name__}.")
+    return data
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
@@ -78,7 +94,9 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise NotADirectoryError(f"output folder {folder} cannot be written: {existing} is not a writable folder.")
     if folder.exists() and not overwrite:
-        raise FileExistsError(f"output folder {folder} exists; pass --overwrite to replace it, or give another one.")
+        raise FileExistsError(
+            f"output folder {folder} exists; pass --overwrite (overwrite=True) to replace it, or give another one."
+        )
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:

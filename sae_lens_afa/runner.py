@@ -1,63 +1,65 @@
-"""SAELens' language-model runner, made safe to interrupt: whole checkpoints, and checks before the work starts."""
+"""SAELens' language-model runner made safe: checks before the work starts, whole checkpoints, nothing overwritten."""
 
 from __future__ import annotations
 
-import difflib
-import json
 import os
 import shutil
 import signal
 import sys
+import tempfile
+import time
 import types
-from collections.abc import Generator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sized
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
-from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-)
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
+from safetensors import SafetensorError
+from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.gpt2_folder import load_gpt2_folder
+from sae_lens_afa._support import expected_messages_off
+from sae_lens_afa.files import SAE_CFG_FILENAME, write_folder
+from sae_lens_afa.loading.models import check_context, check_hook, load_language_model
+from sae_lens_afa.loading.names import first_line
+from sae_lens_afa.loading.text import load_text_dataset
+from sae_lens_afa.training.checks import (
+    check_checkpoint,
+    check_disk_space,
+    check_run,
+    config_from_checkpoint,
+    warn_of_settings,
+)
+from sae_lens_afa.training.summary import TrainingSummary, mean_l0, summarise
+from sae_lens_afa.training.watch import TrainingDivergedError, TrainingWatch
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
 __all__ = [
     "InterruptibleTrainingRunner",
+    "TrainingDivergedError",
     "TrainingInterrupted",
+    "TrainingSummary",
     "check_checkpoint",
     "check_hook",
     "config_from_checkpoint",
 ]
 
-_CHECKPOINT_FILES = (
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    RUNNER_CFG_FILENAME,
-)
-# Config fields that may differ between a checkpoint and the run that continues it.
-_FREE_FIELDS = {"device", "metadata"}
-
-
 # Noted in the SAE's metadata.
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch")
+# Of a k that the saved threshold is to give: beyond these shares of it a warning says so.
+_LOW, _HIGH = 0.5, 2.0
 
 
 class TrainingInterrupted(InterruptedException):
@@ -74,19 +76,33 @@ class TrainingInterrupted(InterruptedException):
 
 
 class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
-    """`LanguageModelSAETrainingRunner` whose interruption loses nothing.
+    """`LanguageModelSAETrainingRunner` that says before the work what is wrong, and whose interruption loses nothing.
+
+    Before training: sizes, devices, dtypes, folders, disk space, a checkpoint that is incomplete or of another
+    configuration, a hook that the model does not have or does not compute, a `d_in` that is not the hook's width, a
+    context longer than the model's, text that is not there. `output_path` must be new (or empty), unless `overwrite`.
+
+    `model_name` may be a folder (see `load_language_model`), and `dataset_path` a file or a folder (see
+    `load_text_dataset`).
+
+    `cfg.seed` decides initial weights and the mixing of tokens: on a CPU, runs of equal settings, seed and thread
+    count give equal weights. On cuda, sums whose order is not fixed leave differences of rounding; and with
+    `prefetch_llm_batches` a second thread draws from the same stream of random numbers.
 
     On SIGINT or SIGTERM the step in progress is finished, a whole checkpoint is written (weights, optimizer,
     schedulers, statistics, position in the data; SAELens' own handler keeps only the last of these), and
-    `TrainingInterrupted` says where it is. A second signal stops at once.
+    `TrainingInterrupted` says where it is. A second signal stops at once. The mixing buffer and the random state are
+    not part of SAELens' checkpoints: a resumed run sees other batches of the same text than an uninterrupted one.
 
-    What can be known to be wrong is said before training starts: a checkpoint (`resume_from_checkpoint`,
-    `from_pretrained_path`) that is incomplete or of another configuration, a hook that the model does not have,
-    a `d_in` that is not the hook's width. `model_name` may also be a folder with a model of GPT-2's architecture
-    (see `load_gpt2_folder`).
+    A loss or weight that is not finite stops the run with `TrainingDivergedError`; checkpoints before it are kept.
 
-    The mixing buffer and the random state are not part of SAELens' checkpoints: a resumed run sees other batches
-    of the same text than an uninterrupted one.
+    Args:
+        cfg: SAELens' configuration.
+        override_dataset, override_model, override_sae: In place of what `cfg` names.
+        overwrite: Replace the SAE in `output_path`.
+
+    Raises:
+        ValueError, OSError: as said above; one line that names the field and says what to do.
     """
 
     @override
@@ -96,19 +112,72 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         override_dataset: HfDataset | None = None,
         override_model: HookedRootModule | None = None,
         override_sae: TrainingSAE[Any] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
-        if cfg.resume_from_checkpoint is not None:
-            check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
-        if cfg.from_pretrained_path is not None:
-            _check_files(
-                Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path"
-            )
-        if override_model is None and cfg.model_class_name == "HookedTransformer" and Path(cfg.model_name).is_dir():
-            override_model = load_gpt2_folder(cfg.model_name, cfg.llm_device or cfg.device)
-        super().__init__(cfg, override_dataset, override_model, override_sae)
-        self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
+        check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
+        warn_of_settings(cfg, stacklevel=2)
+        own = (override_dataset, override_model) != (None, None)
+        if override_sae is None and cfg.from_pretrained_path is None:
+            torch.manual_seed(cfg.seed)
+            override_sae = TrainingSAE.from_dict(TrainingSAEConfig.from_dict(cfg.get_training_sae_cfg_dict()).to_dict())
+        if override_sae is not None:
+            check_disk_space(cfg, override_sae)
+        if override_dataset is None and not cfg.use_cached_activations:
+            data = load_text_dataset(cfg.dataset_path, what="dataset_path")
+            override_dataset = None if isinstance(data, str) else data
+        if override_model is None:
+            override_model = load_language_model(
+                cfg.model_name, str(cfg.llm_device), cfg.model_class_name, cfg.model_from_pretrained_kwargs,
+                hook_names=[cfg.hook_name], what="model_name",
+            )  # fmt: skip
         if not cfg.use_cached_activations:
-            check_hook(self.model, cfg.hook_name, cfg.sae.d_in, cfg.hook_head_index)
+            reshaping = cfg.sae.reshape_activations
+            check_hook(override_model, cfg.hook_name, cfg.sae.d_in, cfg.hook_head_index, reshaping=reshaping)
+            check_context(override_model, cfg.context_size)
+        # SAELens warns of a model and data that are not those of the configuration: these are.
+        with nullcontext() if own else expected_messages_off():
+            super().__init__(cfg, override_dataset, override_model, override_sae)
+        self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
+        if isinstance(override_dataset, Sized):
+            _check_length(self.activations_store, cfg.dataset_path)
+        self._watch: TrainingWatch | None = None
+        self._seconds = 0.0
+
+    @override
+    def run(self) -> TrainingSAE[Any]:
+        """Train, save, and return the SAE."""
+        started = time.monotonic()
+        torch.manual_seed(self.cfg.seed)
+        sae = super().run()
+        self._seconds = time.monotonic() - started
+        self._warn_of_a_missed_k()
+        return sae
+
+    def summary(self) -> TrainingSummary:
+        """What came out, measured on the next tokens of the run's stream; after `run`.
+
+        Raises:
+            RuntimeError: `run` has not come to its end.
+            TypeError: an architecture that AFA does not judge.
+        """
+        if self._watch is None or self._seconds == 0.0:
+            raise RuntimeError("summary() says what came out of run(): call it after that.")
+        output = None if self.cfg.output_path is None else Path(self.cfg.output_path)
+        stream = cast("Iterator[Tensor]", self.activations_store)
+        return summarise(self._watch.trainer, self.sae, stream, output, self._seconds)
+
+    def _warn_of_a_missed_k(self) -> None:
+        """Where a batch shares out its features, the threshold that is saved may not give as many."""
+        if not isinstance(self.sae, BatchTopKTrainingSAE) or self._watch is None or self._watch.last_batch is None:
+            return
+        k, l0 = self.sae.cfg.k, mean_l0(self.sae, self._watch.last_batch)
+        if not _LOW * k < l0 < _HIGH * k:
+            warnings.warn(
+                f"{self.sae.cfg.architecture()} was trained for k = {k:g} active features per token, but with the"
+                f" threshold that it is saved with it has {l0:.1f}: train for more steps.",
+                stacklevel=3,
+            )
 
     @override
     def run_trainer_with_interruption_handling(
@@ -117,6 +186,11 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
+        if done:  # not the permutations once more that the run began with
+            torch.manual_seed(self.cfg.seed + done)
+        self._watch = TrainingWatch(trainer, f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}")
+        if self.cfg.resume_from_checkpoint is not None:
+            self._watch.checkpoint = Path(self.cfg.resume_from_checkpoint)
         with _stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
             # where the last step is complete and the next has not begun.
@@ -128,21 +202,39 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
                 return at_step_start()
 
             trainer.maybe_reset_sparsity = stop_if_requested
-            return trainer.fit()
+            sae = trainer.fit()
+        self._watch.check()
+        return sae
 
     @override
     def save_final_sae(
         self, sae: TrainingSAE[Any], output_path: str, log_feature_sparsity: torch.Tensor | None = None
     ) -> None:
-        """Write the inference SAE beside `output_path` first, then move it into place."""
-        final = Path(output_path)
-        partial = final.with_name(f".{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        super().save_final_sae(sae, str(partial), log_feature_sparsity)
-        final.mkdir(parents=True, exist_ok=True)
-        for file in partial.iterdir():
-            os.replace(file, final / file.name)
-        partial.rmdir()
+        """Write the inference SAE beside `output_path`, then move it into place; elsewhere if that fails.
+
+        Raises:
+            OSError: `output_path` cannot be written; the message says where the SAE is.
+        """
+
+        def write(folder: Path) -> None:
+            super(InterruptibleTrainingRunner, self).save_final_sae(sae, str(folder), log_feature_sparsity)
+
+        try:
+            _save(Path(output_path), write)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise OSError(f"{output_path} cannot be written ({first_line(error)}); {self._rescue(write)}") from error
+
+    def _rescue(self, write: Callable[[Path], None]) -> str:
+        """Save what was trained wherever it can be, and say where."""
+        places = [] if self.cfg.checkpoint_path is None else [Path(self.cfg.checkpoint_path) / "rescued"]
+        for place in (*places, Path(tempfile.gettempdir()) / f"sae-lens-afa-rescued-{os.getpid()}"):
+            try:
+                write_folder(place, write)
+            except (OSError, SafetensorError, RuntimeError):
+                continue
+            return f"the trained SAE was saved in {place} instead: move it from there."
+        kept = self._watch.checkpoint if self._watch else None
+        return f"nor any other place; the last checkpoint is {kept}." if kept else "nor any other place: it is lost."
 
     def _save_whole_checkpoint(self, trainer: SAETrainer[Any, Any]) -> Path | None:
         if self.cfg.checkpoint_path is None:
@@ -179,73 +271,31 @@ def _stop_request() -> Generator[list[int]]:
         restore()
 
 
-def check_hook_name(model: HookedRootModule, hook_name: str) -> None:
-    """Raise ValueError, with the nearest names, unless the model has such a hook."""
-    if hook_name not in model.hook_dict:
-        near = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
+def _save(output: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a folder beside `output` and move it into place.
+
+    An SAE that is there is replaced as a whole. In a folder with other content the files are put beside it.
+    """
+    if not output.is_dir() or (output / SAE_CFG_FILENAME).is_file() or not any(output.iterdir()):
+        write_folder(output, write)
+        return
+    partial = output.resolve().with_name(f".{output.resolve().name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        write(partial)
+        for file in partial.iterdir():
+            os.replace(file, output / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_length(store: ActivationsStore, name: str) -> None:
+    """Raise ValueError unless the text fills one context."""
+    read = store.n_dataset_processed
+    first = next(store._iterate_tokenized_sequences(), None)  # pyright: ignore[reportPrivateUsage]  (what it will read)
+    store.n_dataset_processed = read
+    if first is None:
         raise ValueError(
-            f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {', '.join(near)}?" if near else ".")
+            f"the text of dataset_path {name} is shorter than one context of context_size = {store.context_size}"
+            " tokens: give more text, or a smaller context_size."
         )
-
-
-@torch.no_grad()
-def check_hook(model: HookedRootModule, hook_name: str, d_in: int, head_index: int | None = None) -> None:
-    """Run one token through the model and compare what it gives at the hook with the SAE's width.
-
-    Raises:
-        ValueError: the model has no such hook, or its activations are not `d_in` wide.
-    """
-    check_hook_name(model, hook_name)
-    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    # The class's own method: with compile_llm the instance's is compiled, for the batches to come.
-    acts: torch.Tensor = type(model).run_with_cache(model, token, names_filter=[hook_name])[1][hook_name]
-    # [batch, position, width], or [batch, position, heads, d_head] of which one head or all are taken.
-    width = acts.shape[-1] if head_index is not None else acts[0, 0].numel()
-    if width != d_in:
-        raise ValueError(f"d_in is {d_in}, but activations at {hook_name} are {width} wide: set d_in={width}.")
-
-
-def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:
-    """Refuse a checkpoint that this run cannot continue.
-
-    Args:
-        checkpoint: Folder of a checkpoint of SAELens' runner.
-        sae_cfg: The SAE configuration of the run that is to continue it.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: its configuration is of another architecture, or differs in a field.
-    """
-    folder = Path(checkpoint)
-    _check_files(folder, _CHECKPOINT_FILES, "resume_from_checkpoint")
-    saved, current = json.loads((folder / SAE_CFG_FILENAME).read_text()), sae_cfg.to_dict()
-    differing = [
-        f"{field} is {saved[field]!r} there and {value!r} here"
-        for field, value in current.items()
-        if field in saved and field not in _FREE_FIELDS and saved[field] != value
-    ]
-    if differing:
-        raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
-
-
-def _check_files(folder: Path, names: tuple[str, ...], field: str) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{field}: {folder} is not a folder.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(
-            f"{field}: {folder} has no {', '.join(missing)}; it must be a checkpoint that the runner wrote,"
-            " <checkpoint_path>/<id>/<number of tokens>."
-        )
-
-
-def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConfig[Any]:
-    """The configuration of the run that wrote `checkpoint`, set to resume from it.
-
-    Raises:
-        FileNotFoundError: there is no run configuration in the folder.
-    """
-    path = Path(checkpoint) / RUNNER_CFG_FILENAME
-    _check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
-    cfg = LanguageModelSAERunnerConfig.from_dict(json.loads(path.read_text()))
-    cfg.resume_from_checkpoint = str(checkpoint)
-    return cfg

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from sae_lens import HookedSAETransformer
 
-from sae_lens_afa.gpt2_folder import load_gpt2_folder
+from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
 
 MODEL_NAME = "kjv_gpt2"
 

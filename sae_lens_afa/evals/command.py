@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING, Any
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 
-from sae_lens_afa._support import check_device, expected_messages_off, text_dataset
-from sae_lens_afa.evals import sources
+from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
 from sae_lens_afa.evals.report import EvalReport, read_report, write_plots, write_report
 from sae_lens_afa.evals.run import SAEJudge
-from sae_lens_afa.files import check_output_folder
+from sae_lens_afa.files import SAE_CFG_FILENAME, check_output_folder
+from sae_lens_afa.loading.models import check_context, check_device, load_language_model
+from sae_lens_afa.loading.saes import load_saes, shared_metadata
+from sae_lens_afa.loading.text import load_text_dataset, text_dataset
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
 DEMO_SAE = Path("runs/demo")
+DEMO_MODEL = "kjv_gpt2"  # what the demo's SAEs say their model is
 DEFAULT_PROMPTS = 16
 
 
@@ -30,19 +33,19 @@ class EvalRequest:
 
     Attributes:
         output: Folder to write.
-        sae: Folders of saved SAEs.
+        sae: Folders of saved SAEs, or of checkpoints of their training.
         release: Release of SAELens' directory, or a Hub repository, with `sae_id`s in it.
         sae_id: SAEs of the release.
-        demo: Judge on the bundled model and the text it never saw; without `sae`, the SAE in runs/demo.
-        model: Name of a model that TransformerLens knows, or a folder with one of GPT-2's architecture.
-        dataset: Hub name, or a folder of `datasets`, or a .txt, .jsonl or .parquet file.
+        demo: Judge on the bundled model and the text it never saw; without `sae`, the SAEs of `sae-lens-afa demo`.
+        model: See `sae_lens_afa.loading.models.load_language_model`.
+        dataset: See `sae_lens_afa.loading.text.load_text_dataset`.
         hook: Hook point of all SAEs.
         context_size: Tokens of a prompt.
         tokens: Tokens to read.
         batch_size_prompts: Prompts per forward pass.
         cross_entropy_tokens: Of `tokens`, on how many to measure the model's cross-entropy too.
         positions: Positions of a prompt that are judged; all if empty.
-        exclude_special_tokens: Leave out special tokens.
+        exclude_special_tokens: Leave out special tokens, or judge them. None: as each SAE was trained.
         outlier_norm_multiple: Report also without tokens of more than so many median norms.
         rescale_by_token_std: Norms in raw units for SAEs with layer_norm.
         device: cpu, cuda, ...
@@ -63,7 +66,7 @@ class EvalRequest:
     batch_size_prompts: int = DEFAULT_PROMPTS
     cross_entropy_tokens: int = 0
     positions: Sequence[int] = ()
-    exclude_special_tokens: bool = False
+    exclude_special_tokens: bool | None = None
     outlier_norm_multiple: float | None = None
     rescale_by_token_std: bool = False
     device: str = "cpu"
@@ -174,11 +177,14 @@ def with_demo(request: EvalRequest) -> EvalRequest:
         raise ValueError("--demo has its own model and text: leave out --model and --dataset.")
     if request.sae or request.release is not None:
         return request
-    if not (DEMO_SAE / "cfg.json").is_file():
+    from sae_lens_afa.demo.run import demo_folders
+
+    found = [folder for folder in demo_folders(DEMO_SAE) if (folder / SAE_CFG_FILENAME).is_file()]
+    if not found:
         raise FileNotFoundError(
             f"there is no demo SAE in {DEMO_SAE}: run `sae-lens-afa demo` first, or give --sae PATH."
         )
-    return replace(request, sae=(DEMO_SAE,))
+    return replace(request, sae=found)
 
 
 def load_requested_saes(request: EvalRequest) -> dict[str, SAE[Any]]:
@@ -187,7 +193,7 @@ def load_requested_saes(request: EvalRequest) -> dict[str, SAE[Any]]:
     Raises:
         ValueError, TypeError, OSError: one line that names the option and says what to do.
     """
-    saes = sources.load_saes(request.sae, request.release, request.sae_id, request.device)
+    saes = load_saes(request.sae, request.release, request.sae_id, request.device)
     for name, sae in saes.items():
         _check_options(name, sae, request)
         if request.hook is not None:
@@ -209,6 +215,8 @@ def _check_options(name: str, sae: SAE[Any], request: EvalRequest) -> None:
         raise ValueError(f"{name} does not say its context size: give --context-size.")
     if request.demo:
         return
+    if request.model is None and metadata.model_name == DEMO_MODEL:
+        raise ValueError(f"{name} was trained on the bundled model: give --demo (or --model and --dataset).")
     for field, option in (("model_name", "--model"), ("dataset_path", "--dataset")):
         if getattr(request, option.removeprefix("--")) is None and getattr(metadata, field) is None:
             raise ValueError(f"{name} does not say its {field}: give {option}.")
@@ -227,23 +235,37 @@ def model_and_text(request: EvalRequest, saes: dict[str, SAE[Any]]) -> tuple[Hoo
         model = load_model(request.device)
         dataset = text_dataset(load_text().held_out)
     else:
-        dataset = sources.load_text_dataset(_dataset_name(request, saes))
-        model = sources.load_language_model(_model_name(request, saes), saes, request.device)
+        dataset = load_text_dataset(_dataset_name(request, saes))
+        model = load_language_model(
+            _model_name(request, saes), request.device,
+            shared_metadata(saes, "model_class_name"),
+            shared_metadata(saes, "model_from_pretrained_kwargs"),
+            hook_names=[sae.cfg.metadata.hook_name for sae in saes.values()],
+        )  # fmt: skip
+    context_size: int = request.context_size or shared_metadata(saes, "context_size")
+    check_context(model, context_size, what="--context-size")
     first = next(iter(saes.values()))
-    if first.cfg.metadata.prepend_bos is None:
-        first.cfg.metadata.prepend_bos = True
+    first.cfg.metadata.prepend_bos = shared_metadata(saes, "prepend_bos", default=True)
     with expected_messages_off():
         store = ActivationsStore.from_sae(
             model,
             first,
             dataset,
-            context_size=request.context_size or sources.shared_metadata(saes, "context_size"),
+            context_size=context_size,
             streaming=True,
             store_batch_size_prompts=request.batch_size_prompts,
             total_tokens=request.tokens,
             device=request.device,
+            disable_concat_sequences=shared_metadata(saes, "disable_concat_sequences", default=False),
+            sequence_separator_token=_separator(saes),
         )
     return model, store
+
+
+def _separator(saes: dict[str, SAE[Any]]) -> Any:
+    """What was between documents in training; None is a choice there, and "bos" where an SAE does not say."""
+    first = next(iter(saes.values())).cfg.metadata
+    return shared_metadata(saes, "sequence_separator_token") if "sequence_separator_token" in first else "bos"
 
 
 def _model_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
@@ -251,13 +273,13 @@ def _model_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
         from sae_lens_afa.demo.model import MODEL_NAME
 
         return MODEL_NAME
-    return request.model or sources.shared_metadata(saes, "model_name")
+    return request.model or shared_metadata(saes, "model_name")
 
 
 def _dataset_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
     if request.demo:
         return "King James Bible, held-out chapters"
-    return request.dataset or sources.shared_metadata(saes, "dataset_path")
+    return request.dataset or shared_metadata(saes, "dataset_path")
 
 
 def _description(sae: SAE[Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.run import SAEJudge
-from sae_lens_afa.runner import check_hook
+from sae_lens_afa.loading.models import check_hook
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,10 +18,10 @@ from torch import Tensor
 from sae_lens_afa._support import text_dataset
 from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
-from sae_lens_afa.evals.sources import load_text_dataset
 from sae_lens_afa.experiments.measures import standardised
 from sae_lens_afa.experiments.training import OwnRandom, Training
-from sae_lens_afa.runner import check_hook_name
+from sae_lens_afa.loading.models import check_hook_name
+from sae_lens_afa.loading.text import load_text_dataset
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule

@@ -12,8 +12,7 @@ from sae_lens.saes.sae import SAE
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sae_lens_afa._support import check_device, expected_messages_off
-from sae_lens_afa.evals import sources
+from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.evals.command import (
     DEFAULT_PROMPTS,
     EvalRequest,
@@ -27,6 +26,8 @@ from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
 from sae_lens_afa.interop.reference_checkpoint import convert_reference_checkpoint
 from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport, jumprelu_report
+from sae_lens_afa.loading.models import check_device
+from sae_lens_afa.loading.saes import load_saes
 
 DEFAULT_TOKENS = 32_768
 _TENSOR = "activations"
@@ -161,7 +162,7 @@ def _export_from_file(request: ExportRequest, path: Path, *, progress: bool) -> 
         raise ValueError("nothing to export: give --sae PATH.")
     check_device(request.device)
     batches = read_activations(path)
-    (sae,) = sources.load_saes([request.sae], None, (), request.device).values()
+    (sae,) = load_saes([request.sae], None, (), request.device).values()
     return export_jumprelu(sae, batches, progress=progress)
 
 

@@ -14,7 +14,7 @@ from sae_lens_afa.demo import DemoResult, load_text, model_folder, run_demo
 from sae_lens_afa.demo.evaluation import evaluate, table
 from sae_lens_afa.demo.run import ARCHITECTURES, D_IN, D_SAE, HOOK_NAME, demo_config, folder_of
 from sae_lens_afa.functional import feature_norm
-from sae_lens_afa.gpt2_folder import load_gpt2_folder
+from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
 
 
 def test_the_text_is_split_by_chapters_without_overlap():

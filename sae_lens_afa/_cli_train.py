@@ -1,0 +1,149 @@
+"""`sae-lens-afa train`: every flag of SAELens' runner, with no abbreviations, and a few of its own."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from argparse import ArgumentError
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, make_dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAEConfig
+from simple_parsing import ArgumentParser, subgroups
+
+from sae_lens_afa.loading.names import near
+from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
+
+_RESUME = "--resume_from_checkpoint"
+_OVERWRITE = "--overwrite"
+# SAELens' own sizes, by which its flags get their defaults.
+_D_IN, _D_SAE = 512, 1024
+
+
+def train_command(args: Sequence[str]) -> str:
+    """Train an SAE as the flags say.
+
+    Args:
+        args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--resume-from-checkpoint
+            FOLDER` beside no other than that one continues a run with its own settings.
+
+    Returns:
+        What came out, for the terminal.
+
+    Raises:
+        ValueError, OSError: one line that names the flag or field and says what to do.
+        TrainingInterrupted: stopped; it says where the checkpoint is.
+    """
+    args = [_with_underscores(arg) for arg in args]
+    overwrite = _OVERWRITE in args
+    args = [arg for arg in args if arg != _OVERWRITE]
+    match [part for arg in args for part in arg.split("=", 1)]:
+        case [flag, checkpoint] if flag == _RESUME:
+            cfg = config_from_checkpoint(checkpoint)
+        case _:
+            cfg = parse_config(args)
+    runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite)
+    runner.run()
+    try:
+        return f"\n{runner.summary()}"
+    except TypeError as error:  # an architecture that AFA does not judge
+        return f"\nsaved in {cfg.output_path} ({error})"
+
+
+def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
+    """SAELens' configuration of its flags.
+
+    Raises:
+        ValueError: an unknown flag (the message names the nearest, or the architectures that have it), or a value that
+            cannot be read.
+        SystemExit: `--help` was asked for, and printed.
+    """
+    architecture = _architecture(args)
+    try:
+        parser = _parser()
+        namespace, unknown = parser.parse_known_args(list(args) or ["--help"])
+    except ArgumentError as error:
+        raise ValueError(f"{error}; see sae-lens-afa train --help.") from error
+    if unknown:
+        raise ValueError(_explain(unknown, architecture, _flags(parser)))
+    return namespace.cfg
+
+
+def _parser() -> ArgumentParser:
+    groups: Mapping[str, Any] = {
+        name: partial(config, d_in=_D_IN, d_sae=_D_SAE) for name, (_, config) in SAE_TRAINING_CLASS_REGISTRY.items()
+    }
+    sae: Any = subgroups(dict(groups), default="standard", alias="--architecture")
+    config = make_dataclass("RunnerConfig", [("sae", TrainingSAEConfig, sae)], bases=(LanguageModelSAERunnerConfig,))
+    parser = _Parser(
+        prog="sae-lens-afa train",
+        description="Train an SAE of any architecture. With --overwrite an SAE in --output_path is replaced;"
+        " --resume_from_checkpoint FOLDER on its own continues a run with its own settings.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_arguments(config, dest="cfg")
+    return parser
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are exceptions: argparse ends the process on some of them."""
+
+    def error(self, message: str) -> Any:
+        raise ValueError(f"{message}; see sae-lens-afa train --help.")
+
+
+def _flags(parser: ArgumentParser) -> list[str]:
+    return sorted(flag for flag in parser._option_string_actions if flag.startswith("--"))  # pyright: ignore[reportPrivateUsage]
+
+
+def _architecture(args: Sequence[str]) -> str:
+    """The architecture that the flags name.
+
+    Raises:
+        ValueError: SAELens does not know it.
+    """
+    given = [part for arg in args for part in arg.split("=", 1)]
+    name = next((value for flag, value in pairwise(given) if flag == "--architecture"), "standard")
+    if name not in SAE_TRAINING_CLASS_REGISTRY:
+        known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
+        raise ValueError(
+            f"--architecture {name!r} is not known{near(name, SAE_TRAINING_CLASS_REGISTRY)}; all: {known}."
+        )
+    return name
+
+
+def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) -> str:
+    flag = next((arg for arg in unknown if arg.startswith("-")), unknown[0]).partition("=")[0]
+    if not flag.startswith("-"):
+        return f"{flag!r} is not a flag, and no flag before it takes it; see sae-lens-afa train --help."
+    name = flag.lstrip("-")
+    having = [
+        other
+        for other, (_, config) in SAE_TRAINING_CLASS_REGISTRY.items()
+        if name in {field.name for field in fields(config)}
+    ]
+    if having:
+        return f"{architecture} has no {flag}; it is an option of {', '.join(having)}."
+    matches = difflib.get_close_matches(flag, known, n=1)
+    hint = f"did you mean {matches[0]}?" if matches else "see sae-lens-afa train --help."
+    return f"unknown flag {flag}; {hint}"
+
+
+def _with_underscores(arg: str) -> str:
+    """A flag in SAELens' spelling, which has underscores."""
+    if not arg.startswith("--"):
+        return arg
+    flag, equals, value = arg.partition("=")
+    return "--" + flag[2:].replace("-", "_") + equals + value
+
+
+def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning as a line of the command, without the place in the code."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

@@ -1,0 +1,155 @@
+"""SAEs by folder, training checkpoint, release of SAELens' directory, or repository on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
+from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+from sae_lens.saes.sae import SAE, TrainingSAE
+
+from sae_lens_afa.hub import _folder as sae_folder
+from sae_lens_afa.loading.names import first_line, near
+from sae_lens_afa.saes.inference import inference_view
+
+
+def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, where: str | None = None) -> SAE[Any]:
+    """The SAE of a folder, in inference form; a training checkpoint becomes what it would be saved as.
+
+    Args:
+        folder: What `save_model`, a runner or `pull` wrote: an SAE, or a checkpoint of its training, whose scaling of
+            the input ("expected_average_only_in") is folded into the weights as at the end of training.
+        device: cpu, cuda, ...
+        dtype: float32, bfloat16, ...; None keeps that of the weights.
+        where: What the folder is called in messages; its path if None.
+
+    Raises:
+        FileNotFoundError: no folder, or one without config or weights.
+        ValueError: a config or weights that are damaged, disagree, or are of an architecture that is not registered.
+    """
+    folder = Path(folder)
+    where = str(folder) if where is None else where
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{where} is not a folder; give the folder of a saved SAE.")
+    cfg = sae_folder.read_config(folder / SAE_CFG_FILENAME, where)
+    if not sae_folder.is_training_form(cfg):
+        return sae_folder.load_folder(folder, device, dtype, where)
+    view = inference_view(load_checkpoint(folder, device, where=where)).requires_grad_(True)
+    if view.cfg.reshape_activations == "hook_z":
+        view.turn_on_forward_pass_hook_z_reshaping()
+    return view if dtype is None else view.to(dtype=getattr(torch, str(dtype).removeprefix("torch.")))
+
+
+def load_checkpoint(folder: Path, device: str = "cpu", *, where: str | None = None) -> TrainingSAE[Any]:
+    """The training SAE of a checkpoint, with the scaling that its trainer keeps outside folded into the weights.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_sae`.
+    """
+    where = str(folder) if where is None else where
+    cfg = sae_folder.read_config(folder / SAE_CFG_FILENAME, where)
+    sae_folder.check_architecture(cfg, where, training=True)
+    sae_folder.read_header(folder / SAE_WEIGHTS_FILENAME, where)
+    try:
+        sae: TrainingSAE[Any] = TrainingSAE.load_from_disk(folder, device=device)
+    except (RuntimeError, ValueError, KeyError) as error:  # tensors that are missing, of another shape, or not known
+        said = " ".join(str(error).split())[:300]
+        raise ValueError(f"{where}: {SAE_WEIGHTS_FILENAME} does not fit {SAE_CFG_FILENAME}: {said}") from error
+    scaling = folder / ACTIVATION_SCALER_CFG_FILENAME
+    factor = sae_folder.read_object(scaling, where).get("scaling_factor") if scaling.is_file() else None
+    if factor is not None and sae.cfg.normalize_activations == "expected_average_only_in":
+        sae.fold_activation_norm_scaling_factor(factor)
+    return sae
+
+
+def load_saes(paths: Sequence[Path], release: str | None, sae_ids: Sequence[str], device: str) -> dict[str, SAE[Any]]:
+    """SAEs by a name: the folder's, or the id in the release.
+
+    Args:
+        paths: Folders, as for `load_sae`.
+        release: A release of SAELens' directory, or a repository on the Hub (owner/name).
+        sae_ids: Which SAEs of it; of a repository with only one, none is needed.
+        device: cpu, cuda, ...
+
+    Raises:
+        FileNotFoundError: a folder without an SAE.
+        ValueError: an unknown release or id (the message lists those that are near, or all), or a damaged folder.
+        OSError: it cannot be downloaded.
+    """
+    if release is not None:
+        sae_ids = check_release(release, sae_ids)
+    saes: dict[str, SAE[Any]] = {}
+    for path in paths:
+        name = path.name if path.name not in saes and path.name else str(path)
+        saes[name] = load_sae(path, device, where=f"--sae {path}")
+    for sae_id in sae_ids if release is not None else ():
+        saes[sae_id] = _from_release(str(release), sae_id, device)
+    return saes
+
+
+def _from_release(release: str, sae_id: str, device: str) -> SAE[Any]:
+    if release not in get_pretrained_saes_directory():
+        from sae_lens_afa.hub import load  # it needs the network's library, and is above this package
+
+        return load(release, sae_id, device=device)
+    try:
+        return SAE.from_pretrained(release, sae_id, device=device)
+    except OSError as error:
+        raise OSError(f"--release {release} --sae-id {sae_id} cannot be loaded: {first_line(error)}") from error
+
+
+def check_release(release: str, sae_ids: Sequence[str]) -> list[str]:
+    """The ids that are meant; of a repository on the Hub with one SAE, that one.
+
+    Raises:
+        ValueError: a release or an id that does not exist; the message says which do.
+        HubError: a repository that cannot be read.
+    """
+    directory = get_pretrained_saes_directory()
+    if release not in directory:
+        if "/" not in release:
+            raise ValueError(f"--release {release!r} is not known to SAELens{near(release, directory)}.")
+        return _ids_on_the_hub(release, sae_ids)
+    known = list(directory[release].saes_map)
+    if not sae_ids:
+        some = ", ".join(known[:4])
+        raise ValueError(f"--release {release} needs --sae-id, one of {len(known)}: {some}{', ...' * (len(known) > 4)}")
+    for sae_id in sae_ids:
+        if sae_id not in known:
+            raise ValueError(f"--sae-id {sae_id!r} is not in release {release}{near(sae_id, known)}.")
+    return list(sae_ids)
+
+
+def _ids_on_the_hub(repo_id: str, sae_ids: Sequence[str]) -> list[str]:
+    from sae_lens_afa.hub import list_saes  # as above
+
+    known = list_saes(repo_id)
+    listed = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
+    if not known:
+        raise ValueError(f"--release {repo_id} holds no SAE.")
+    if not sae_ids and len(known) > 1:
+        raise ValueError(f"--release {repo_id} needs --sae-id, one of {len(known)}: {listed}")
+    for sae_id in sae_ids:
+        if sae_id not in known:
+            raise ValueError(f"--sae-id {sae_id!r} is not in {repo_id}; it has: {listed}")
+    return list(sae_ids) or known
+
+
+def shared_metadata(saes: dict[str, SAE[Any]], field: str, default: Any = None) -> Any:
+    """The value of a metadata field that all SAEs agree on; `default` where none has it.
+
+    Raises:
+        ValueError: they do not agree.
+    """
+    values = {name: _comparable(getattr(sae.cfg.metadata, field)) for name, sae in saes.items()}
+    values = {name: default if value is None else value for name, value in values.items()}
+    if any(value != next(iter(values.values())) for value in values.values()):
+        raise ValueError(f"the SAEs were trained with different {field}: {values}; give it, or judge them one by one.")
+    return next(iter(values.values()))
+
+
+def _comparable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,119 @@
+"""Text and tokens by name: a file, a folder of files, a folder of `datasets`, or a name on the Hub."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
+
+from sae_lens_afa.loading.names import first_line, is_path
+
+_READERS = {
+    ".txt": "text", ".txt.gz": "text",
+    ".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".json.gz": "json",
+    ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv",
+}  # fmt: skip
+KINDS = ", ".join(_READERS)
+# What SAELens' store reads, the first that is there; the last three only with use_chat_formatting.
+_COLUMNS = ("tokens", "input_ids", "text", "problem", "conversation", "conversations", "messages")
+
+
+def text_dataset(texts: Sequence[str]) -> Dataset:
+    """Texts as the dataset that SAELens' store reads."""
+    return Dataset.from_dict({"text": list(texts)})
+
+
+def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
+    """The data of a local file or folder; the name itself where it can only be one on the Hub.
+
+    Args:
+        name: A file (.txt: documents between empty lines; .jsonl, .json, .parquet, .csv, also gzipped), a folder of
+            such files, a folder that `save_to_disk` wrote (of a DatasetDict its `train`, or its only part), or a name
+            on the Hub. Text is in the column `text`, tokens in `tokens` or `input_ids`.
+        what: What the name is called in messages.
+
+    Raises:
+        FileNotFoundError: a path that is not there, or a folder without data.
+        ValueError: a file of a kind that is not read or that is damaged, no text in it, or no column to read.
+    """
+    path = Path(name)
+    if not path.exists():
+        if is_path(name) or _kind(path) is not None:
+            raise FileNotFoundError(f"{what} {name}: there is no such file or folder.")
+        return name
+    try:
+        data = _read_folder(path, what) if path.is_dir() else _read_files([path], what)
+    except (DatasetGenerationError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+        cause = error.__cause__ or error
+        raise ValueError(f"{what} {name} cannot be read: {first_line(cause)}") from error
+    _check_content(data, f"{what} {name}")
+    return data
+
+
+def _kind(path: Path) -> str | None:
+    """The ending by which a file is read: the longest that fits."""
+    name = path.name.lower()
+    return max((ending for ending in _READERS if name.endswith(ending)), key=len, default=None)
+
+
+def _read_folder(folder: Path, what: str) -> Any:
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        return _one_part(load_from_disk(str(folder)), f"{what} {folder}")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) is not None)
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not files:
+        raise FileNotFoundError(
+            f"{what} {folder} has no data: give a file ({KINDS}), a folder of them, or one that `save_to_disk` wrote."
+        )
+    return _read_files(files, what)
+
+
+def _one_part(data: Any, where: str) -> Any:
+    if not isinstance(data, DatasetDict):
+        return data
+    if "train" in data:
+        return data["train"]
+    if len(data) == 1:
+        return next(iter(data.values()))
+    raise ValueError(
+        f"{where} has the parts {', '.join(map(str, data))} and no 'train': give the folder of one of them."
+    )
+
+
+def _read_files(files: list[Path], what: str) -> Any:
+    kinds = {str(_kind(path)) for path in files}
+    readers = {_READERS.get(kind) for kind in kinds}
+    if readers == {None}:
+        raise ValueError(f"{what} {files[0]}: only {KINDS} files are read.")
+    if len(readers) > 1:
+        raise ValueError(f"{what} {files[0].parent} has files of several kinds ({', '.join(sorted(kinds))}): keep one.")
+    if not any(path.stat().st_size for path in files):
+        raise ValueError(f"{what} {files[0]} holds no text.")
+    if readers == {"text"}:
+        return text_dataset([part for path in files for part in _read_text(path).split("\n\n") if part.strip()])
+    (reader,) = readers
+    return load_dataset(str(reader), data_files=[str(path) for path in files], split="train")
+
+
+def _read_text(path: Path) -> str:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        return file.read()
+
+
+def _check_content(data: Any, where: str) -> None:
+    """Refuse data in which SAELens' store finds nothing to read."""
+    if isinstance(data, IterableDataset):
+        return
+    columns: list[str] = data.column_names
+    found = next((name for name in _COLUMNS if name in columns), None)
+    if found is None:
+        raise ValueError(
+            f"{where} has the columns {', '.join(columns) or '(none)'}: text must be in 'text', tokens in 'tokens' or"
+            " 'input_ids'."
+        )
+    if len(data) == 0 or (found == "text" and not any((row["text"] or "").strip() for row in data)):
+        raise ValueError(f"{where} holds no text.")

@@ -1,0 +1,200 @@
+"""What can be known to be wrong with a run before its work starts, each in one line that names the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.constants import (
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    DTYPE_MAP,
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+)
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+
+from sae_lens_afa.files import check_output_folder, read_object
+from sae_lens_afa.loading.models import check_device
+
+_CHECKPOINT_FILES = (
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    TRAINER_STATE_FILENAME,
+    ACTIVATION_SCALER_CFG_FILENAME,
+    ACTIVATIONS_STORE_STATE_FILENAME,
+    RUNNER_CFG_FILENAME,
+)
+# Config fields that may differ between a checkpoint and the run that continues it.
+_FREE_FIELDS = {"device", "metadata"}
+# A checkpoint holds the weights and Adam's two moments of each.
+_TENSORS_OF_A_CHECKPOINT = 3
+
+
+def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_dataset: bool) -> None:
+    """Refuse a configuration with which the run cannot work.
+
+    Args:
+        cfg: The runner's configuration.
+        overwrite: Whether an SAE in `output_path` may be replaced.
+        has_dataset: A data set is given beside the configuration.
+
+    Raises:
+        ValueError: a size, rate, dtype or device that will not do.
+        OSError: a folder that cannot be written, that holds something, or that is missing.
+    """
+    for device in dict.fromkeys((cfg.device, str(cfg.llm_device), str(cfg.act_store_device))):
+        check_device(device)
+    for field, dtype in (("dtype", cfg.dtype), ("sae.dtype", cfg.sae.dtype)):
+        if dtype not in DTYPE_MAP:
+            raise ValueError(f"{field} must be one of {', '.join(map(str, DTYPE_MAP))}, got {dtype!r}.")
+    _check_sizes(cfg)
+    _check_schedule(cfg)
+    if cfg.dataset_path == "" and not has_dataset and not cfg.use_cached_activations:
+        raise ValueError("dataset_path is not given: name a data set on the Hub, a file or a folder.")
+    if cfg.use_cached_activations and not Path(str(cfg.cached_activations_path)).is_dir():
+        raise FileNotFoundError(f"cached_activations_path: {cfg.cached_activations_path} is not a folder.")
+    if cfg.output_path is not None:
+        output = Path(cfg.output_path)
+        is_empty = output.is_dir() and not any(output.iterdir())
+        check_output_folder(output, overwrite=overwrite or is_empty)
+    if cfg.checkpoint_path is not None:
+        check_output_folder(Path(cfg.checkpoint_path), overwrite=True)
+    if cfg.resume_from_checkpoint is not None:
+        check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
+    if cfg.from_pretrained_path is not None:
+        check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
+
+
+def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    batch, context = cfg.train_batch_size_tokens, cfg.context_size
+    for field in ("train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer"):
+        if getattr(cfg, field) < 1:
+            raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
+    if cfg.training_tokens < batch:
+        raise ValueError(
+            f"training_tokens is {cfg.training_tokens}, less than one batch of train_batch_size_tokens = {batch}:"
+            " raise the one or lower the other."
+        )
+    kept = len(range(context)[slice(*cfg.seqpos_slice)])
+    buffer = cfg.n_batches_in_buffer * kept
+    if buffer < batch:
+        raise ValueError(
+            f"the mixing buffer of n_batches_in_buffer * context_size = {cfg.n_batches_in_buffer} * {kept} = {buffer}"
+            f" tokens is smaller than a batch of train_batch_size_tokens = {batch}: set n_batches_in_buffer to at least"
+            f" {math.ceil(batch / kept)}, better {2 * math.ceil(batch / kept)}."
+        )
+
+
+def _check_schedule(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    steps = cfg.total_training_steps
+    if not (cfg.lr > 0 and math.isfinite(cfg.lr)):
+        raise ValueError(f"lr must be a number above 0, got {cfg.lr}: nothing would be learnt.")
+    if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
+        raise ValueError(
+            f"lr_warm_up_steps + lr_decay_steps = {cfg.lr_warm_up_steps} + {cfg.lr_decay_steps} are more than the"
+            f" run's {steps} steps (training_tokens / train_batch_size_tokens)."
+        )
+
+
+def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any], *, stacklevel: int) -> None:
+    """Warn of what works and is hardly meant: phases of the SAE's training that are longer than the run."""
+    steps = cfg.total_training_steps
+    for field in dataclasses.fields(cfg.sae):
+        value = getattr(cfg.sae, field.name)
+        if field.name.endswith("warm_up_steps") and isinstance(value, int) and value >= steps:
+            warnings.warn(
+                f"{field.name} is {value}, but the run has {steps} steps: it ends before the warm-up does, and the SAE"
+                f" is saved with settings that it was not trained for. Set {field.name} to {steps // 2} or less.",
+                stacklevel=stacklevel + 1,
+            )
+        if field.name == "feature_choice_start_step" and value >= steps:
+            warnings.warn(
+                f"{field.name} is {value}, but the run has {steps} steps: Feature Choice never starts, and the SAE"
+                " stays one of Mutual Choice.",
+                stacklevel=stacklevel + 1,
+            )
+
+
+def check_disk_space(cfg: LanguageModelSAERunnerConfig[Any], sae: TrainingSAE[Any]) -> None:
+    """Raise OSError unless what the run will write fits on the disk."""
+    weights = sum(p.numel() * p.element_size() for p in sae.parameters())
+    n_checkpoints = cfg.n_checkpoints + cfg.save_final_checkpoint
+    wanted = [(cfg.output_path, weights), (cfg.checkpoint_path, n_checkpoints * _TENSORS_OF_A_CHECKPOINT * weights)]
+    needed: dict[int, tuple[Path, int]] = {}
+    for name, size in wanted:
+        if name is not None and size:
+            folder = next(parent for parent in (Path(name), *Path(name).absolute().parents) if parent.exists())
+            disk = os.stat(folder).st_dev
+            needed[disk] = (folder, size + needed.get(disk, (folder, 0))[1])
+    for folder, size in needed.values():
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            raise OSError(
+                f"{_megabytes(size)} are needed in {folder} for the SAE and {n_checkpoints} checkpoints, but only"
+                f" {_megabytes(free)} are free: free some, or set output_path and checkpoint_path to another disk."
+            )
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"
+
+
+def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:
+    """Refuse a checkpoint that this run cannot continue.
+
+    Args:
+        checkpoint: Folder of a checkpoint of SAELens' runner.
+        sae_cfg: The SAE configuration of the run that is to continue it.
+
+    Raises:
+        FileNotFoundError: the folder or one of its files is missing.
+        ValueError: its configuration is of another architecture, or differs in a field.
+    """
+    folder = Path(checkpoint)
+    check_files(folder, _CHECKPOINT_FILES, "resume_from_checkpoint")
+    saved, current = read_object(folder / SAE_CFG_FILENAME, f"resume_from_checkpoint: {folder}"), sae_cfg.to_dict()
+    differing = [
+        f"{field} is {saved[field]!r} there and {value!r} here"
+        for field, value in current.items()
+        if field in saved and field not in _FREE_FIELDS and saved[field] != value
+    ]
+    if differing:
+        raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
+
+
+def check_files(folder: Path, names: tuple[str, ...], field: str) -> None:
+    """Raise FileNotFoundError unless the folder has these files; the message calls it by the field."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{field}: {folder} is not a folder.")
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise FileNotFoundError(
+            f"{field}: {folder} has no {', '.join(missing)}; it must be a checkpoint that the runner wrote,"
+            " <checkpoint_path>/<id>/<number of tokens>."
+        )
+
+
+def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConfig[Any]:
+    """The configuration of the run that wrote `checkpoint`, set to resume from it.
+
+    Raises:
+        FileNotFoundError: there is no run configuration in the folder.
+        ValueError: it is damaged.
+    """
+    path = Path(checkpoint) / RUNNER_CFG_FILENAME
+    check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
+    settings = read_object(path, f"resume_from_checkpoint: {path.parent}")
+    try:
+        cfg = LanguageModelSAERunnerConfig.from_dict(settings)
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"resume_from_checkpoint: {path} is no configuration of a run: {error}.") from error
+    cfg.resume_from_checkpoint = str(checkpoint)
+    return cfg
