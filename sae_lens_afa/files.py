@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,11 @@ def check_output_folder(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"output {folder} exists and is not a folder; give another one.")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise NotADirectoryError(f"output folder {folder} cannot be written: {existing} is not a writable folder.")
+    try:  # permissions alone say too little: of the superuser, of file systems that are read-only
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
+    except OSError as error:
+        message = f"output folder {folder} cannot be written: {existing} is not a writable folder."
+        raise NotADirectoryError(message) from error
     if folder.exists() and not overwrite:
         raise FileExistsError(
             f"output folder {folder} exists; pass --overwrite (overwrite=True) to replace it, or give another one."

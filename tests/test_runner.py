@@ -119,10 +119,15 @@ def test_resumed_weights_are_those_of_the_checkpoint(tmp_path, model, dataset):
     assert all(torch.equal(seen[name], on_disk[name]) for name in on_disk)
 
 
-def test_output_replaces_an_earlier_one_whole(tmp_path, model, dataset):
+def test_output_replaces_an_earlier_one_whole_and_only_where_it_may(tmp_path, model, dataset):
     cfg = runner_config(tmp_path, steps=2)
-    for _ in range(2):
-        InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(FileExistsError, match=r"out exists; pass --overwrite \(overwrite=True\)"):
+        InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / "demo_result.json").write_text("of the old one")
+    InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset, overwrite=True).run()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "cfg.json",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sae_lens.load_model import load_model
+from safetensors import SafetensorError
 from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
@@ -71,12 +72,12 @@ def load_language_model(
         if class_name == HOOKED and Path(name).is_dir():
             return load_gpt2_folder(name, device)
         return load_model(class_name, name, device, dict(kwargs or {}), list(hook_names) or None)
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if class_name == PROXY and "hook_names not found" in str(error):
             raise ValueError(_unknown_modules(name, device, kwargs, hook_names)) from error
         # TransformerLens answers an unknown name with all names that it knows.
         close = near(name, OFFICIAL_MODEL_NAMES) if class_name == HOOKED and not Path(name).is_dir() else ""
-        raise ValueError(f"{what} {name!r} cannot be loaded: {first_line(error)[:160]}{close}") from error
+        raise ValueError(f"{what} {name!r} cannot be loaded: {first_line(error)[:240]}{close}") from error
     except OSError as error:
         raise OSError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
 

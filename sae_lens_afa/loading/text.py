@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from pyarrow.lib import ArrowException
 
 from sae_lens_afa.loading.names import first_line, is_path
 
@@ -47,7 +48,7 @@ def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
         return name
     try:
         data = _read_folder(path, what) if path.is_dir() else _read_files([path], what)
-    except (DatasetGenerationError, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (DatasetGenerationError, ArrowException, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{what} {name} cannot be read: {first_line(cause)}") from error
     _check_content(data, f"{what} {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from copy import deepcopy
 from typing import Any
 
@@ -24,7 +25,9 @@ def inference_view(sae: SAE[Any]) -> SAE[Any]:
         sae.process_state_dict_for_saving(state)
     sae_class, config_class = get_sae_class(config["architecture"])
     config = {**deepcopy(config), "device": "meta", "dtype": dtype_to_str(sae.W_enc.dtype)}
-    view = sae_class(config_class.from_dict(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # SAELens says of every new SAE how its model is best loaded
+        view = sae_class(config_class.from_dict(config))
     view.process_state_dict_for_loading(state)
     view.load_state_dict(state, assign=True)
     view.to(device=sae.W_enc.device)

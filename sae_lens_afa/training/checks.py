@@ -58,8 +58,6 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
             raise ValueError(f"{field} must be one of {', '.join(map(str, DTYPE_MAP))}, got {dtype!r}.")
     _check_sizes(cfg)
     _check_schedule(cfg)
-    if cfg.dataset_path == "" and not has_dataset and not cfg.use_cached_activations:
-        raise ValueError("dataset_path is not given: name a data set on the Hub, a file or a folder.")
     if cfg.use_cached_activations and not Path(str(cfg.cached_activations_path)).is_dir():
         raise FileNotFoundError(f"cached_activations_path: {cfg.cached_activations_path} is not a folder.")
     if cfg.output_path is not None:
@@ -72,6 +70,8 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
     if cfg.from_pretrained_path is not None:
         check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
+    if cfg.dataset_path == "" and not has_dataset and not cfg.use_cached_activations:
+        raise ValueError("dataset_path is not given: name a data set on the Hub, a file or a folder.")
 
 
 def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
