@@ -63,6 +63,7 @@ def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
             cannot be read.
         SystemExit: `--help` was asked for, and printed.
     """
+    args = [_with_underscores(arg) for arg in args]
     architecture = _architecture(args)
     try:
         parser = _parser()

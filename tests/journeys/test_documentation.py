@@ -18,7 +18,7 @@ PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "
 # What is put in place of GPT-2, OpenWebText, an accelerator and hours of computing. Nothing else is changed.
 SUBSTITUTIONS = [
     ('model_name="gpt2"', f'model_name="{model_folder()}"'),
-    ("LanguageModelSAETrainingRunner(cfg)", "LanguageModelSAETrainingRunner(cfg, text, model)"),  # names alone are the Hub's
+    ("LanguageModelSAETrainingRunner(cfg)", "LanguageModelSAETrainingRunner(cfg, text, model)"),
     ("--model_name gpt2", f"--model_name {model_folder()}"),
     ('HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cuda")', "sae_lens_afa.demo.load_model()"),
     ('ActivationsStore.from_sae(model, sae, "Skylion007/openwebtext"', "ActivationsStore.from_sae(model, sae, text"),

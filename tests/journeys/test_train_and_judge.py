@@ -1,0 +1,179 @@
+"""A run from its text to its figures through the command: names of data and models mean the same for each verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from sae_lens import SAE
+
+from sae_lens_afa._cli_train import parse_config, train_command
+from sae_lens_afa.demo import load_text, model_folder
+from sae_lens_afa.evals.command import EvalRequest, eval_command
+from sae_lens_afa.interop.command import ExportRequest, export_command
+from sae_lens_afa.loading.saes import load_sae
+
+HOOK = "blocks.1.hook_resid_pre"
+CHAPTERS = load_text().train[:12]
+
+
+def flags(**options) -> list[str]:
+    """A small run on the bundled model; `options` are flags."""
+    settings = {
+        "architecture": "top_afa", "d_in": 192, "d_sae": 64, "model_name": model_folder(), "hook_name": HOOK,
+        "context_size": 32, "training_tokens": 768, "train_batch_size_tokens": 128, "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4, "log_to_wandb": "false", "verbose": "false", "output_path": "sae", **options,
+    }  # fmt: skip
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def tokens(n: int = 60) -> list[list[int]]:
+    return torch.randint(1, 4000, (n, 32)).tolist()
+
+
+def write(form: str) -> str:
+    rows = [{"text": chapter} for chapter in CHAPTERS]
+    match form:
+        case "text file":
+            Path("data.txt").write_text("\n\n".join(CHAPTERS))
+            return "data.txt"
+        case "folder of jsonl":
+            Path("data").mkdir()
+            Path("data/a.jsonl").write_text("\n".join(map(json.dumps, rows[:6])))
+            Path("data/b.jsonl").write_text("\n".join(map(json.dumps, rows[6:])))
+        case "DatasetDict":
+            DatasetDict(train=Dataset.from_list(rows)).save_to_disk("data")
+        case "pretokenised folder":
+            Dataset.from_list([{"input_ids": row} for row in tokens()]).save_to_disk("data")
+        case "pretokenised parquet":
+            Dataset.from_list([{"tokens": row} for row in tokens()]).to_parquet("data.parquet")
+            return "data.parquet"
+    return "data"
+
+
+@pytest.mark.parametrize(
+    "form", ["text file", "folder of jsonl", "DatasetDict", "pretokenised folder", "pretokenised parquet"]
+)
+def test_an_sae_is_judged_and_exported_by_what_it_says_of_its_training(form):
+    said = train_command(flags(dataset_path=write(form)))
+    assert 'SAE.load_from_disk("sae")' in said
+    report = eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=512), progress=False)
+    assert report.results["sae"].n_tokens == 512
+    assert report.settings["context_size"] == 32
+    exported = export_command(ExportRequest(output=Path("jump"), sae=Path("sae"), tokens=640), progress=False)
+    assert SAE.load_from_disk(exported.folder).cfg.architecture() == "jumprelu"
+
+
+def test_an_sae_of_any_model_folder_is_judged_by_its_own_metadata():
+    options = {"model_class_name": "AutoModelForCausalLM", "hook_name": "transformer.h.1"}
+    train_command(flags(dataset_path=write("text file"), **options))
+    report = eval_command(
+        EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=256, cross_entropy_tokens=128), progress=False
+    )
+    assert report.results["sae"].n_tokens == 256
+    assert report.results["sae"].ce_loss_without_sae is not None
+
+
+@pytest.mark.filterwarnings("ignore:.* was trained for k = 8")  # six steps are few
+@pytest.mark.parametrize("architecture", ["top_afa", "mutual_choice", "feature_choice", "batchtopk"])
+def test_a_checkpoint_is_judged_as_the_sae_that_it_becomes(architecture):
+    options = {"normalize_activations": "expected_average_only_in", "n_batches_for_norm_estimate": 2}
+    options |= {} if architecture == "top_afa" else {"k": 8}
+    train_command(
+        flags(
+            architecture=architecture, dataset_path=write("text file"), save_final_checkpoint="true",
+            checkpoint_path="checkpoints", **options,
+        )
+    )  # fmt: skip
+    (checkpoint,) = Path("checkpoints").glob("*/final_*")
+    saes = [Path("sae"), checkpoint]
+    report = eval_command(EvalRequest(output=Path("eval"), sae=saes, tokens=256), progress=False)
+    whole, of_checkpoint = report.results.values()
+    assert of_checkpoint.l0_mean == whole.l0_mean
+    x = torch.randn(4, 192)
+    torch.testing.assert_close(load_sae(checkpoint)(x), SAE.load_from_disk("sae")(x))
+
+
+def test_special_tokens_are_left_out_where_they_were_in_training():
+    path = write("text file")
+    train_command(flags(dataset_path=path, exclude_special_tokens="true"))
+    found = {
+        wanted: eval_command(
+            EvalRequest(output=Path(f"eval-{wanted}"), sae=[Path("sae")], tokens=512, exclude_special_tokens=wanted),
+            progress=False,
+        ).results["sae"].n_tokens
+        for wanted in (None, True, False)
+    }  # fmt: skip
+    assert found[None] == found[True] < found[False] == 512
+
+
+def test_how_documents_were_joined_is_how_they_are_read():
+    train_command(flags(dataset_path=write("text file"), sequence_separator_token="none", prepend_bos="false"))
+    eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=512, per_token=True), progress=False)
+    import pandas as pd
+
+    tokens = pd.read_parquet("eval/tokens.parquet")
+    assert "<|endoftext|>" not in set(tokens["token"])
+
+
+def test_a_context_longer_than_the_model_s_is_one_line():
+    train_command(flags(dataset_path=write("text file")))
+    with pytest.raises(ValueError, match="--context-size is 4096, but the model reads at most 128 tokens: give 128"):
+        eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")], context_size=4096), progress=False)
+    assert not Path("eval").exists()
+
+
+def test_an_sae_of_the_demo_asks_for_it():
+    train_command(flags(dataset_path=write("text file")))
+    cfg = json.loads(Path("sae/cfg.json").read_text())
+    cfg["metadata"] |= {"model_name": "kjv_gpt2", "dataset_path": "King James Bible (bundled)"}
+    Path("sae/cfg.json").write_text(json.dumps(cfg))
+    with pytest.raises(ValueError, match="sae was trained on the bundled model: give --demo"):
+        eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")]), progress=False)
+
+
+def test_a_run_goes_on_from_its_checkpoint_with_its_own_settings():
+    train_command(flags(dataset_path=write("text file"), n_checkpoints=1, checkpoint_path="checkpoints"))
+    (checkpoint,) = Path("checkpoints").glob("*/*")
+    with pytest.raises(FileExistsError, match="pass --overwrite"):
+        train_command(["--resume-from-checkpoint", str(checkpoint)])
+    assert "trained" in train_command([f"--resume-from-checkpoint={checkpoint}", "--overwrite"])
+
+
+# ---- flags
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--architecture", "top_afa", "--k", "32"], "top_afa has no --k; it is an option of topk, "),
+        (["--architecture=top_afa", "--k=32"], "top_afa has no --k"),
+        (["--architecture", "top_afa", "--target", "0.7"], "unknown flag --target; did you mean --target_ratio?"),
+        (["--architecture", "topk", "--afa-coefficient", "1"], "topk has no --afa_coefficient; .* of top_afa"),
+        (["--architecture", "topk", "--training-token", "1"], "--training_token; did you mean --training_tokens?"),
+        (["--architecture", "top_afa", "--qqqqqq", "1"], "unknown flag --qqqqqq; see sae-lens-afa train --help"),
+        (["--architecture", "top_aff"], "--architecture 'top_aff' is not known; near matches: top_afa"),
+        (["--architecture", "topk", "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
+        (["--architecture", "topk", "--lr"], "--lr: expected one argument"),
+        (["stray", "--lr", "1"], "'stray' is not a flag"),
+        (["--architecture", "mutual_choice", "--d_sae", "16"], "k must be at most 16"),
+    ],
+)
+def test_flags_are_whole_and_known(args, message):
+    with pytest.raises(ValueError, match=message) as raised:
+        parse_config(args)
+    assert "\n" not in str(raised.value)
+
+
+def test_dashes_and_underscores_are_one():
+    for spelt in ("--training-tokens", "--training_tokens"):
+        with pytest.raises(ValueError, match="training_tokens is 100, less than one batch"):
+            train_command(["--architecture", "top_afa", spelt, "100", "--n-batches-in-buffer", "64"])
