@@ -28,6 +28,7 @@ from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_integer, check_number
 from sae_lens_afa.saes._matching import firing_counts, mutual_choice
+from sae_lens_afa.saes._step import for_hooks
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 
@@ -104,7 +105,7 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
             return torch.where(hidden_pre <= self.threshold, 0, hidden_pre)  # NaN stays visible
         acts, cut = self.share_out(hidden_pre)
         self._cut = cut.detach()
-        return acts
+        return for_hooks(acts, self.hook_sae_acts_post)
 
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's matches, and the cut: see `sae_lens_afa.saes._matching`."""
