@@ -38,7 +38,7 @@ def in_shape(fresh: Tensor, shape: Sequence[int]) -> Tensor:
     if not _has_memory(fresh) or torch.compiler.is_compiling():
         return fresh.reshape(*shape)
     fresh = fresh.contiguous()
-    return _over(fresh, fresh.storage_offset(), shape, fresh)
+    return _over(fresh, int(fresh.storage_offset()), shape, fresh)
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_integer, check_number
+from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
 from sae_lens_afa.saes._matching import firing_counts, mutual_choice
 from sae_lens_afa.saes._step import for_hooks
 from sae_lens_afa.saes._tracked import uncompiled
@@ -79,7 +80,7 @@ class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             )
 
 
-class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
+class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTrainingSAE):
     """Mutual Choice SAE: parameters of SAELens' BatchTopK, and the state of `DensityTracking`.
 
     In training mode a batch shares out its matches; in eval mode, and once saved, the tracked threshold decides.
@@ -98,6 +99,18 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         return self.match
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature activations and pre-activations, each [..., d_sae], of raw activations."""
+        feature_acts, hidden_pre = super().encode_with_hidden_pre(x)
+        self.remember_code(feature_acts)
+        return feature_acts, hidden_pre
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `NormMatchingSAE.decode`."""
+        return self.decode_with_own_statistics(feature_acts, super().decode)
 
     def match(self, hidden_pre: Tensor) -> Tensor:
         """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
