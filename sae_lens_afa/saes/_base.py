@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,11 +15,13 @@ from typing_extensions import override
 
 from sae_lens_afa.functional import epsilon_lbo, feature_norm
 from sae_lens_afa.saes._checks import check_activations, check_state_dict
+from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
 from sae_lens_afa.saes._step import SelectionRule, decode, encode
-from sae_lens_afa.saes._unit_norm import arm_unit_norm
+from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes._unit_norm import arm_once_trained, arm_unit_norm, forget_seen
 
 
-class NormMatchingSAE(SAE[Any]):
+class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
     """An SAE with parameters W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in] that compares norms.
 
     A base beside SAELens' own, for inference and training classes alike. A token's code depends on that token
@@ -32,12 +36,24 @@ class NormMatchingSAE(SAE[Any]):
     @override
     def encode(self, x: Tensor) -> Tensor:
         """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        return encode(self, self.normalized_input(x), self.selection_rule())[0]
+        feature_acts, _ = encode(self, self.normalized_input(x), self.selection_rule())
+        self.remember_code(feature_acts)
+        return feature_acts
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae]."""
-        return decode(self, feature_acts)
+        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae].
+
+        Under layer_norm this needs the mean and standard deviation of each token, which a code does not hold: the SAE
+        keeps them. A tensor that `encode` returned is decoded with its own as long as you hold it, edited in place
+        or not, any number of times, and also when other batches were encoded since. Any other tensor (a copy, an
+        edited clone) is decoded with those of the batch that was encoded last. So a copy of the code of an earlier
+        batch of the same shape comes out wrong, and nothing can tell: decode it before you encode another batch.
+
+        Raises:
+            ValueError: under layer_norm, nothing was encoded, or the last batch had another leading shape.
+        """
+        return self.decode_with_own_statistics(feature_acts, partial(decode, self))
 
     def normalized_input(self, sae_in: Tensor) -> Tensor:
         """Raw activations as the SAE decodes them: heads joined, normalised, not centred; [..., d_in].
@@ -74,10 +90,17 @@ class NormMatchingSAE(SAE[Any]):
 class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
     """The same for training: decoder rows at norm 1 where `cfg.unit_norm_decoder`, and figures of how norms match."""
 
+    # Of the SAE and not of its W_dec, so that a deep copy has them: whether somebody said that it is trained, and
+    # whether its weights are from elsewhere, with rows of any norm.
+    _is_trained = False
+    _is_new = True
+
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        return encode(self, self.normalized_input(x), self.selection_rule())
+        feature_acts, hidden_pre = encode(self, self.normalized_input(x), self.selection_rule())
+        self.remember_code(feature_acts)
+        return feature_acts, hidden_pre
 
     @torch.no_grad()
     def norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Any]:
@@ -95,11 +118,36 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if mode and self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=True)
+            self._hold_unit_norm(fold=self._is_new)
         return self
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
         super().load_weights_from_checkpoint(checkpoint_path)
         if self.cfg.unit_norm_decoder:
-            arm_unit_norm(self, fold=False)
+            self._hold_unit_norm(fold=False)
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        keys = super().load_state_dict(state_dict, strict, assign)
+        self._is_new = True
+        forget_seen(self)
+        return keys
+
+    @uncompiled
+    def keep_unit_norm(self) -> None:
+        """What a training pass does first for the decoder constraint.
+
+        `train` says that the SAE is trained, and the constraint holds from then on, whatever parameter takes the place
+        of W_dec. Without that word it holds from the second step of a loop on.
+        """
+        if not (self.training and self.cfg.unit_norm_decoder):
+            return
+        if self._is_trained:
+            self._hold_unit_norm(fold=self._is_new)
+        else:
+            arm_once_trained(self)
+
+    def _hold_unit_norm(self, *, fold: bool) -> None:
+        arm_unit_norm(self, fold=fold)
+        self._is_trained, self._is_new = True, False

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from sae_lens_afa._memory import in_shape
+
 __all__ = ["feature_choice", "firing_counts", "mutual_choice"]
 
 _SMALLEST = 2.0**-149  # positive float32
@@ -165,7 +167,7 @@ def _applied(keep: Callable[[Tensor], tuple[Tensor, Tensor]], acts: Tensor) -> t
     else:
         out, cut = keep(rows.float())
         out = torch.where(out == 0, 0, rows)
-    return out.view(acts.shape), cut
+    return in_shape(out, acts.shape), cut
 
 
 # Custom operators, so that torch.compile keeps its graph whole around the data-dependent selection.

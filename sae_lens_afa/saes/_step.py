@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from jaxtyping import Float
 from sae_lens.saes.sae import SAE
+from sae_lens.saes.topk_sae import SparseHookPoint
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
 from sae_lens_afa import sparse
-from sae_lens_afa._memory import empty
+from sae_lens_afa._memory import empty, in_shape
 
 
 class Coded(NamedTuple):
@@ -51,7 +52,15 @@ def encode(
     """Feature activations and pre-activations of a normalised input."""
     hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
     selected = rule.select(hidden_pre, _dense_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
-    return sae.hook_sae_acts_post(selected), hidden_pre
+    return sae.hook_sae_acts_post(for_hooks(selected, sae.hook_sae_acts_post)), hidden_pre
+
+
+def for_hooks(selected: Float[Tensor, "*tokens d_sae"], point: nn.Module) -> Float[Tensor, "*tokens d_sae"]:
+    """Feature activations as a hook point is to get them: a copy where a hook might edit them before a gradient.
+
+    The selection's gradient is masked by its own output, so that an edited output could not be differentiated.
+    """
+    return selected.clone() if selected.requires_grad and _is_observed(point) else selected
 
 
 def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tensor:
@@ -61,15 +70,17 @@ def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tenso
 
 
 def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule) -> Coded:
-    """Encode and decode a normalised input: in one where nobody looks in between, which differentiates once."""
+    """One fused autograd step; falls back to `encode` when a hook is attached or while compiling.
+
+    Differentiable once.
+    """
     observed = _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post)
     if torch.compiler.is_compiling() or observed:
         feature_acts, hidden_pre = encode(sae, x, rule)
         return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
-    rows, norms = x.reshape(-1, x.shape[-1]), _decoder_norm(sae.W_dec)
     W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
-    coded: Any = _Code.apply(rows, sae.b_dec, W_enc, W_dec, norms, rule)
-    return Coded(*(t.view(*x.shape[:-1], t.shape[-1]) for t in coded))
+    coded: Any = _Code.apply(x, sae.b_dec, W_enc, W_dec, _decoder_norm(sae.W_dec), rule)
+    return Coded(*coded)
 
 
 def _dense_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
@@ -94,7 +105,7 @@ def _times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Te
 def _is_observed(point: nn.Module) -> bool:
     """Whether anybody may look at, or change, what passes this hook point or its gradient."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return type(point) is not HookPoint or any(getattr(point, kind) for kind in kinds)
+    return type(point) not in (HookPoint, SparseHookPoint) or any(getattr(point, kind) for kind in kinds)
 
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:
@@ -125,14 +136,15 @@ class _Encode(torch.autograd.Function):
 
 
 class _Code(torch.autograd.Function):
-    """From [tokens, d_in]: the selected activations, the pre-activations, and the decoded activations."""
+    """From [*tokens, d_in]: the selected activations, the pre-activations, and the decoded activations."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, norms: Tensor, rule: SelectionRule
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        x_centered = x - b_dec
+        leading = x.shape[:-1]
+        x_centered = (x - b_dec).reshape(-1, x.shape[-1])
         dense_norm = _dense_norm(x_centered)
         x_centered = x_centered.to(W_enc.dtype)
         hidden_pre = _matmul(x_centered, W_enc)
@@ -140,15 +152,18 @@ class _Code(torch.autograd.Function):
         # The gradient of x needs that of every pre-activation.
         active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
         decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
-        ctx.save_for_backward(x_centered, W_enc, W_dec, feature_acts, *(active or ()))
-        ctx.dtypes = x.dtype, b_dec.dtype
-        return feature_acts, hidden_pre, decoded
+        outputs = [in_shape(t, (*leading, t.shape[-1])) for t in (feature_acts, hidden_pre, decoded)]
+        # What is returned is what is saved, so that an edit in between is an error of torch's and no wrong gradient.
+        ctx.save_for_backward(x_centered, W_enc, W_dec, outputs[0], *(active or ()))
+        ctx.dtypes, ctx.leading = (x.dtype, b_dec.dtype), leading
+        return outputs[0], outputs[1], outputs[2]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         x_centered, W_enc, W_dec, feature_acts, *listed = ctx.saved_tensors
-        grad_acts, grad_pre, grad_decoded = grads
+        feature_acts = feature_acts.reshape(-1, W_enc.shape[1])
+        grad_acts, grad_pre, grad_decoded = (None if g is None else g.reshape(-1, g.shape[-1]) for g in grads)
         if grad_decoded is None:
             grad_decoded = torch.zeros_like(x_centered)
         x_dtype, b_dtype = ctx.dtypes
@@ -166,7 +181,7 @@ class _Code(torch.autograd.Function):
         grad *= feature_acts > 0
         if grad_pre is not None:
             grad += grad_pre
-        grad_x = (grad @ W_enc.T).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_x = (grad @ W_enc.T).to(x_dtype).reshape(*ctx.leading, len(W_enc)) if ctx.needs_input_grad[0] else None
         grad_b_dec = _bias_gradient(grad.sum(0, dtype=_accurate(grad)), W_enc).to(b_dtype)
         return grad_x, grad_b_dec, _matmul(x_centered.T, grad), _matmul(feature_acts.T, grad_decoded), None, None
 
@@ -186,4 +201,4 @@ def _matmul(a: Tensor, b: Tensor) -> Tensor:
         return a @ b
     shape = torch.Size((*a.shape[:-1], b.shape[1]))
     out = empty((shape[:-1].numel(), b.shape[1]), a)
-    return torch.mm(a.reshape(-1, a.shape[-1]), b, out=out).view(shape)
+    return in_shape(torch.mm(a.reshape(-1, a.shape[-1]), b, out=out), shape)

@@ -177,6 +177,7 @@ class AFAThresholdTrainingSAE(NormMatchingTrainingSAE, TrainingSAE[AFAThresholdT
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self.keep_unit_norm()
         x = self.normalized_input(step_input.sae_in)
         if self.training:
             self._prepare(x.detach(), step_input.n_training_steps)
@@ -184,6 +185,7 @@ class AFAThresholdTrainingSAE(NormMatchingTrainingSAE, TrainingSAE[AFAThresholdT
         if self._reseeding_is_due(step_input):
             self._reseed(x.detach(), step_input.dead_neuron_mask, rule)
         feature_acts, hidden_pre, decoded = code(self, x, rule)
+        self.remember_code(feature_acts)
         recons = self.hook_sae_recons(decoded + self.b_dec)
         mse_loss = (recons - x).square().sum(-1).mean()
         aux_loss = self._dead_latent_loss(step_input.dead_neuron_mask, hidden_pre, x - recons)

@@ -27,7 +27,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_integer, check_number
+from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
 from sae_lens_afa.saes._matching import firing_counts, mutual_choice
+from sae_lens_afa.saes._step import for_hooks
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 
@@ -78,7 +80,7 @@ class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
             )
 
 
-class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
+class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTrainingSAE):
     """Mutual Choice SAE: parameters of SAELens' BatchTopK, and the state of `DensityTracking`.
 
     In training mode a batch shares out its matches; in eval mode, and once saved, the tracked threshold decides.
@@ -98,13 +100,25 @@ class MutualChoiceTrainingSAE(DensityTracking, BatchTopKTrainingSAE):
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
         return self.match
 
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature activations and pre-activations, each [..., d_sae], of raw activations."""
+        feature_acts, hidden_pre = super().encode_with_hidden_pre(x)
+        self.remember_code(feature_acts)
+        return feature_acts, hidden_pre
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `NormMatchingSAE.decode`."""
+        return self.decode_with_own_statistics(feature_acts, super().decode)
+
     def match(self, hidden_pre: Tensor) -> Tensor:
         """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
         if not self.training:
             return torch.where(hidden_pre <= self.threshold, 0, hidden_pre)  # NaN stays visible
         acts, cut = self.share_out(hidden_pre)
         self._cut = cut.detach()
-        return acts
+        return for_hooks(acts, self.hook_sae_acts_post)
 
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
         """The batch's matches, and the cut: see `sae_lens_afa.saes._matching`."""

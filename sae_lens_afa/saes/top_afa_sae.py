@@ -210,9 +210,11 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self.keep_unit_norm()
         x = self.normalized_input(step_input.sae_in)
         self._refit_law(step_input.n_training_steps)
         feature_acts, hidden_pre, decoded = code(self, x, self.selection_rule())
+        self.remember_code(feature_acts)
         recons = self.hook_sae_recons(decoded + self.b_dec)
         losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
         losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from sae_lens_afa._memory import in_shape
 from sae_lens_afa.selection._backends import available_backends, backend_for, selector
 from sae_lens_afa.selection._checks import check_selection
 from sae_lens_afa.selection._threshold import above_threshold
@@ -71,7 +72,7 @@ def _select(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor | None, back
     rows = acts.reshape(-1, acts.shape[-1])
     if rows.numel() == 0:
         return acts.clone()
-    return select(rows, target_norm.reshape(-1), decoder_norm).view(acts.shape)
+    return in_shape(select(rows, target_norm.reshape(-1), decoder_norm), acts.shape)
 
 
 @_select.register_fake

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lens_afa._memory import empty
+from sae_lens_afa._memory import empty, in_shape
 from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.selection._checks import check_selection
 
@@ -59,7 +59,7 @@ def _select(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None) -> Ten
         for start in range(0, len(rows), step):
             chunk = slice(start, start + step)
             _compare(rows[chunk], thresholds[chunk], norm, out[chunk])
-    return out.view(acts.shape)
+    return in_shape(out, acts.shape)
 
 
 @_select.register_fake
