@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 from sae_lens.saes.sae import SAE
 from torch import Tensor
 
+from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
+from sae_lens_afa.evals.language_model import excluded_ids
 from sae_lens_afa.evals.metrics import AFAMetrics
 from sae_lens_afa.evals.sae_space import SAESpace
 
@@ -71,7 +73,9 @@ def cross_entropies(
     prompts: Sequence[Int[Tensor, "prompts context"]],
     model_kwargs: dict[str, Any],
 ) -> dict[str, float | int | None]:
-    """The figures of a `JumpReLUReport` that need a language model.
+    """The figures of a `JumpReLUReport` that need a language model, without SAEs that are attached to it.
+
+    Special tokens that the SAE was not trained on keep their activations.
 
     Args:
         original: The SAE that is stood for.
@@ -83,14 +87,16 @@ def cross_entropies(
     Raises:
         ValueError: a cross-entropy is not finite.
     """
-    hook_name = str(original.cfg.metadata.hook_name)
+    metadata = original.cfg.metadata
+    left_out = excluded_ids(model, metadata.exclude_special_tokens or False)
     losses = {
-        name: CrossEntropy(sae, model, hook_name, None, model_kwargs)
+        name: CrossEntropy(sae, model, str(metadata.hook_name), None, model_kwargs, left_out)
         for name, sae in (("original", original), ("export", export))
     }
-    for tokens in prompts:
-        for loss in losses.values():
-            loss.add(tokens)
+    with saes_detached(model):
+        for tokens in prompts:
+            for loss in losses.values():
+                loss.add(tokens)
     figures = {name: loss.figures() for name, loss in losses.items()}
     means = {
         "cross_entropy": figures["export"]["ce_loss_without_sae"],
