@@ -165,11 +165,15 @@ def run_afa_evals(
                     hook, index = hooks[name], mask.flatten().nonzero().flatten() + measured
                     acts = cache[hook.name] if hook.head is None else cache[hook.name][:, :, hook.head]
                     judges[name].add(acts.flatten(2)[mask.to(acts.device)], index)
-    for name, each in chosen.items():
-        each.check_judged(f" by {name!r}" if isinstance(sae, Mapping) else "")
-    results = {
-        name: replace(text.annotate(judge.result(), model), **losses[name].figures()) for name, judge in judges.items()
-    }
+    results: dict[str, AFAResult] = {}
+    for name, judge in judges.items():
+        try:
+            chosen[name].check_judged()
+            results[name] = replace(text.annotate(judge.result(), model), **losses[name].figures())
+        except ValueError as error:
+            if not isinstance(sae, Mapping):
+                raise
+            raise ValueError(f"{name}: {error}") from error
     return results if isinstance(sae, Mapping) else results["sae"]
 
 
@@ -227,10 +231,11 @@ class _Chosen:
         positions: Sequence[int] | None,
         exclude_special_tokens: bool | Sequence[int] | None,
     ) -> None:
-        metadata = sae.cfg.metadata
-        if exclude_special_tokens is None:
-            exclude_special_tokens = metadata.exclude_special_tokens or False
-        self.excluded_ids = excluded_ids(model, exclude_special_tokens)
+        metadata: Any = sae.cfg.metadata
+        trained_without = metadata.exclude_special_tokens or False
+        self.excluded_ids = excluded_ids(
+            model, trained_without if exclude_special_tokens is None else exclude_special_tokens
+        )
         self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long)
         self._at_positions = _position_mask(store, metadata.seqpos_slice or store.seqpos_slice, positions)
         self._tokens = tokens
@@ -250,7 +255,7 @@ class _Chosen:
         self.n_judged += int(mask.sum())
         return mask
 
-    def check_judged(self, whose: str) -> None:
+    def check_judged(self) -> None:
         """Refuse to go on without any token.
 
         Raises:
@@ -258,11 +263,11 @@ class _Chosen:
         """
         if self.n_read == 0:
             raise ValueError(
-                f"no tokens to judge{whose}: the text has not one prompt of {len(self._at_positions)} tokens"
+                f"no tokens to judge: the text has not one prompt of {len(self._at_positions)} tokens"
                 " (context_size): give a longer text, or a smaller context."
             )
         if self.n_judged == 0:
-            raise ValueError(f"no tokens to judge{whose}: {self.n_read} were read, and all are special tokens.")
+            raise ValueError(f"no tokens to judge: {self.n_read} were read, and all are special tokens.")
 
 
 class _Text:
