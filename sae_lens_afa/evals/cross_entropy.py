@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ class CrossEntropy:
         hook_name: Where they are.
         activation_scaler: The trainer's scaling, where it is not folded into the SAE.
         model_kwargs: Of each forward pass.
+        excluded_ids: Tokens whose activations the SAE leaves as they are, in the pass with it.
 
     Attributes:
         n_tokens: Tokens predicted so far.
@@ -39,18 +40,19 @@ class CrossEntropy:
         hook_name: str,
         activation_scaler: ActivationScaler | None,
         model_kwargs: Mapping[str, Any],
+        excluded_ids: Sequence[int] = (),
     ) -> None:
         self._sae, self._model, self._hook_name, self._kwargs = sae, model, hook_name, model_kwargs
-        self._scaler = activation_scaler or ActivationScaler()
+        self._scaler, self._excluded_ids = activation_scaler or ActivationScaler(), list(excluded_ids)
         self._sums = dict.fromkeys(_NAMES, 0.0)
         self.n_tokens = 0
 
     def add(self, prompts: Int[Tensor, "prompts context"]) -> None:
-        """Run the model three times on these prompts."""
+        """Run the model three times on these prompts; SAEs are not to be attached to it (see `saes_detached`)."""
         with _heads_joined_outside(self._sae):
             losses = get_recons_loss(
                 self._sae, self._model, self._scaler, prompts, compute_kl=False, compute_ce_loss=True,
-                model_kwargs=self._kwargs, hook_name=self._hook_name,
+                ignore_tokens=self._excluded_ids, model_kwargs=self._kwargs, hook_name=self._hook_name,
             )  # fmt: skip
         self.n_tokens += losses[_NAMES[0]].numel()
         for name in _NAMES:

@@ -18,6 +18,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_specia
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
 from sae_lens_afa.evals.result import AFAResult
@@ -39,7 +40,7 @@ class LanguageModelOptions(TypedDict, total=False):
     tokens: int
     batch_size_prompts: int | None
     cross_entropy_tokens: int
-    exclude_special_tokens: bool | Sequence[int]
+    exclude_special_tokens: bool | Sequence[int] | None
     positions: Sequence[int] | None
     outlier_norm_multiple: float | None
     rescale_by_token_std: bool
@@ -76,7 +77,7 @@ def run_afa_evals(
     tokens: int = DEFAULT_TOKENS,
     batch_size_prompts: int | None = None,
     cross_entropy_tokens: int = 0,
-    exclude_special_tokens: bool | Sequence[int] = False,
+    exclude_special_tokens: bool | Sequence[int] | None = None,
     positions: Sequence[int] | None = None,
     outlier_norm_multiple: float | None = None,
     rescale_by_token_std: bool = False,
@@ -87,19 +88,25 @@ def run_afa_evals(
 ) -> AFAResult | dict[str, AFAResult]:
     """Judge SAEs by AFA on a model's activations; several SAEs share each forward pass of the model.
 
+    Each SAE is judged on tokens like those that it was trained on, as its `cfg.metadata` says: at its hook (and
+    `hook_head_index`), without the tokens of `exclude_special_tokens`, at the positions of `seqpos_slice`. SAEs that
+    are attached to the model are taken off for the time of the evaluation.
+
     Args:
-        sae: An SAE, or several by name; each is fed from its own `cfg.metadata.hook_name` (and `hook_head_index`).
-            An SAE that names no hook is fed from the store's.
-        activation_store: Where token ids come from; also its `model_kwargs`, `seqpos_slice` and `autocast_lm`.
+        sae: An SAE, or several by name. One that names no hook is fed from the store's.
+        activation_store: Where token ids come from; also its `model_kwargs` and `autocast_lm`.
         model: The model whose activations the SAEs code.
-        tokens: Tokens to read, before any are left out. The text is read once: a shorter one gives fewer tokens
-            and a warning.
+        tokens: Tokens to read for each SAE, before special ones are left out. The text is read once: a shorter one
+            gives fewer tokens and a warning.
         batch_size_prompts: Prompts per forward pass; the store's if None.
         cross_entropy_tokens: Of the tokens read, on how many to measure the model's cross-entropy with each SAE in
-            place (whole batches, all positions; three forward passes for each SAE).
-        exclude_special_tokens: Leave out the tokenizer's special tokens (True), or these token ids.
+            place (whole batches, all positions; three forward passes for each SAE). Tokens that are left out keep
+            their activations.
+        exclude_special_tokens: Leave out the tokenizer's special tokens (True), these token ids, or none (False).
+            None: as each SAE was trained; none where its metadata does not say.
         positions: Judge only these positions of a prompt, negative ones from its end ([-1]: the last token, as
-            in the paper); the store's `seqpos_slice` if None.
+            in the paper). None: those that each SAE was trained on; the store's `seqpos_slice` where its metadata does
+            not say.
         outlier_norm_multiple: As for `evaluate_activations`.
         rescale_by_token_std: As for `evaluate_activations`.
         activation_scaler: As for `evaluate_activations`, for all SAEs.
@@ -132,29 +139,41 @@ def run_afa_evals(
         for name, each in saes.items()
     }  # fmt: skip
     hooks = {name: _hook(each, activation_store) for name, each in saes.items()}
-    for name, hook in hooks.items():
-        check_hook(model, hook.name, saes[name].cfg.d_in, hook.head)
-    losses = {
-        name: CrossEntropy(each, model, hooks[name].name, activation_scaler, activation_store.model_kwargs)
+    chosen = {
+        name: _Chosen(each, activation_store, model, tokens, positions, exclude_special_tokens)
         for name, each in saes.items()
     }
-    text = _Text(activation_store, model, tokens, positions, exclude_special_tokens, max_exact_tokens)
-    with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
-        for batch, mask, index in text.batches(batch_size_prompts, bar):
-            measured = text.n_seen - batch.numel()
-            for loss in losses.values() if measured < cross_entropy_tokens else ():
-                loss.add(batch)
-            cache = _activations(model, activation_store, batch, sorted({hook.name for hook in hooks.values()}))
-            for name, hook in hooks.items():
-                acts = cache[hook.name] if hook.head is None else cache[hook.name][:, :, hook.head]
-                judges[name].add(acts.flatten(2)[mask.to(acts.device)], index)
-    if text.n_judged == 0:
-        raise ValueError(
-            f"no tokens to judge: {text.n_read} were read, and all are special tokens or at other positions."
+    losses = {
+        name: CrossEntropy(
+            each, model, hooks[name].name, activation_scaler, activation_store.model_kwargs, chosen[name].excluded_ids
         )
-    results = {
-        name: replace(text.annotate(judge.result(), model), **losses[name].figures()) for name, judge in judges.items()
+        for name, each in saes.items()
     }
+    text = _Text(activation_store, tokens, max_exact_tokens)
+    with saes_detached(model):
+        for name, hook in hooks.items():
+            check_hook(model, hook.name, saes[name].cfg.d_in, hook.head)
+        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
+            for batch in text.batches(batch_size_prompts, list(chosen.values()), bar):
+                measured = text.n_seen - batch.numel()
+                for loss in losses.values() if measured < cross_entropy_tokens else ():
+                    loss.add(batch)
+                masks = {name: each.take(batch) for name, each in chosen.items()}
+                masks = {name: mask for name, mask in masks.items() if mask.any()}
+                cache = _activations(model, activation_store, batch, sorted({hooks[name].name for name in masks}))
+                for name, mask in masks.items():
+                    hook, index = hooks[name], mask.flatten().nonzero().flatten() + measured
+                    acts = cache[hook.name] if hook.head is None else cache[hook.name][:, :, hook.head]
+                    judges[name].add(acts.flatten(2)[mask.to(acts.device)], index)
+    results: dict[str, AFAResult] = {}
+    for name, judge in judges.items():
+        try:
+            chosen[name].check_judged()
+            results[name] = replace(text.annotate(judge.result(), model), **losses[name].figures())
+        except ValueError as error:
+            if not isinstance(sae, Mapping):
+                raise
+            raise ValueError(f"{name}: {error}") from error
     return results if isinstance(sae, Mapping) else results["sae"]
 
 
@@ -173,7 +192,9 @@ def _hook(sae: SAE[Any], store: ActivationsStore) -> _Hook:
 def _activations(
     model: HookedRootModule, store: ActivationsStore, batch: Int[Tensor, "prompts context"], hook_names: list[str]
 ) -> Mapping[str, Tensor]:
-    """The hooks' activations in one forward pass that stops after the last of them."""
+    """The hooks' activations in one forward pass that stops after the last of them; none needs none."""
+    if not hook_names:
+        return {}
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
     last = None if None in stops else max(stop for stop in stops if stop is not None)
     with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=store.autocast_lm):
@@ -194,18 +215,65 @@ def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts con
     return torch.cat(prompts) if prompts else None
 
 
-class _Text:
-    """Reads prompts once, says which of their tokens are to be judged, and remembers them for their contexts."""
+class _Chosen:
+    """The tokens of a text that one SAE is judged on.
+
+    Attributes:
+        excluded_ids: Token ids that are left out.
+    """
 
     def __init__(
         self,
+        sae: SAE[Any],
         store: ActivationsStore,
         model: HookedRootModule,
         tokens: int,
         positions: Sequence[int] | None,
-        exclude_special_tokens: bool | Sequence[int],
-        max_remembered: int,
+        exclude_special_tokens: bool | Sequence[int] | None,
     ) -> None:
+        metadata: Any = sae.cfg.metadata
+        trained_without = metadata.exclude_special_tokens or False
+        self.excluded_ids = excluded_ids(
+            model, trained_without if exclude_special_tokens is None else exclude_special_tokens
+        )
+        self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long)
+        self._at_positions = _position_mask(store, metadata.seqpos_slice or store.seqpos_slice, positions)
+        self._tokens = tokens
+        self.n_read = self.n_judged = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether as many tokens were read as were asked for."""
+        return self.n_read >= self._tokens
+
+    def take(self, batch: Int[Tensor, "prompts context"]) -> Bool[Tensor, "prompts context"]:
+        """The mask of the tokens to judge, on the CPU."""
+        mask = self._at_positions.repeat(len(batch), 1)
+        mask &= mask.flatten().cumsum(0).view_as(mask) <= self._tokens - self.n_read
+        self.n_read += int(mask.sum())
+        mask &= ~torch.isin(batch.cpu(), self._excluded)
+        self.n_judged += int(mask.sum())
+        return mask
+
+    def check_judged(self) -> None:
+        """Refuse to go on without any token.
+
+        Raises:
+            ValueError: saying why there is none.
+        """
+        if self.n_read == 0:
+            raise ValueError(
+                f"no tokens to judge: the text has not one prompt of {len(self._at_positions)} tokens"
+                " (context_size): give a longer text, or a smaller context."
+            )
+        if self.n_judged == 0:
+            raise ValueError(f"no tokens to judge: {self.n_read} were read, and all are special tokens.")
+
+
+class _Text:
+    """Reads prompts once and remembers them for the contexts of their tokens."""
+
+    def __init__(self, store: ActivationsStore, tokens: int, max_remembered: int) -> None:
         if store.dataset is None:
             raise ValueError(
                 "activation_store reads cached activations and has no token ids: give the activations to"
@@ -213,32 +281,25 @@ class _Text:
             )
         self._store, self._tokens = store, tokens
         self._width = store.context_size
-        self._judged = _position_mask(store, positions)
-        self._excluded = _excluded_ids(model, exclude_special_tokens)
         self._prompts: list[NDArray[np.int32]] = []
         self._max_prompts = -(-max_remembered // self._width)
-        self.n_read = self.n_judged = self._n_prompts = 0
+        self._n_prompts = 0
 
-    def batches(self, batch_size: int | None, bar: tqdm[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Token ids [prompts, context], the mask of those to judge, and their places in the text."""
+    def batches(
+        self, batch_size: int | None, chosen: Sequence[_Chosen], bar: tqdm[Any]
+    ) -> Iterator[Int[Tensor, "prompts context"]]:
+        """Token ids, until all of `chosen` have taken as many as they are to."""
         size = batch_size or self._store.store_batch_size_prompts
-        while self.n_read < self._tokens:
+        while not all(each.is_complete for each in chosen):
             batch = next_prompts(self._store, size)
             if batch is None:
-                warnings.warn(f"the text ended after {self.n_read} of {self._tokens} tokens.", stacklevel=3)
+                read = min(each.n_read for each in chosen)
+                if read > 0:
+                    warnings.warn(f"the text ended after {read} of {self._tokens} tokens.", stacklevel=3)
                 return
-            mask = self._judged.repeat(len(batch), 1)
-            mask &= mask.flatten().cumsum(0).view_as(mask) <= self._tokens - self.n_read
-            count = int(mask.sum())
-            if self._excluded is not None:
-                mask &= ~torch.isin(batch.cpu(), self._excluded)
-            index = torch.arange(mask.numel())[mask.flatten()] + self._n_prompts * self._width
             self._remember(batch)
-            self.n_read += count
-            self.n_judged += len(index)
-            if len(index):
-                yield batch, mask, index
-            bar.update(count)
+            yield batch
+            bar.update(min(each.n_read for each in chosen) - bar.n)
 
     @property
     def n_seen(self) -> int:
@@ -269,11 +330,18 @@ class _Text:
         return result.map_tokens(annotated)
 
 
-def _position_mask(store: ActivationsStore, positions: Sequence[int] | None) -> Bool[Tensor, " context"]:
+def _position_mask(
+    store: ActivationsStore, seqpos_slice: Sequence[int | None], positions: Sequence[int] | None
+) -> Bool[Tensor, " context"]:
     width = store.context_size
     mask = torch.zeros(width, dtype=torch.bool)
     if positions is None:
-        mask[slice(*store.seqpos_slice)] = True
+        mask[slice(*seqpos_slice)] = True
+        if not mask.any():
+            raise ValueError(
+                f"no tokens to judge: seqpos_slice={tuple(seqpos_slice)}, on which the SAE was trained, has no position"
+                f" of a prompt of {width} tokens (context_size): give positions, or longer prompts."
+            )
         return mask
     if not positions or any(not -width <= position < width for position in positions):
         raise ValueError(f"positions must be within -{width} to {width - 1} (context_size), got {list(positions)}.")
@@ -281,12 +349,17 @@ def _position_mask(store: ActivationsStore, positions: Sequence[int] | None) -> 
     return mask
 
 
-def _excluded_ids(model: HookedRootModule, exclude: bool | Sequence[int]) -> Int[Tensor, " ids"] | None:
+def excluded_ids(model: HookedRootModule, exclude: bool | Sequence[int]) -> list[int]:
+    """Token ids that are left out: given ones, those of the model's tokenizer that are special (True), or none.
+
+    Raises:
+        ValueError: the model has no tokenizer to say which are special.
+    """
     if exclude is False:
-        return None
+        return []
     if exclude is True:
         tokenizer: Any = getattr(model, "tokenizer", None)
         if tokenizer is None:
             raise ValueError("exclude_special_tokens=True needs a tokenizer, the model has none; give the token ids.")
         exclude = get_special_token_ids(tokenizer)
-    return torch.tensor(list(exclude), dtype=torch.long)
+    return list(exclude)

@@ -38,7 +38,7 @@ class AFAMetrics:
 
     Args:
         d_sae: Features of the SAE (the bias is not one of them).
-        max_exact_tokens: Tokens whose norms are kept, 72 bytes each.
+        max_exact_tokens: Tokens whose norms are kept, 80 bytes each.
         seed: Seed of the sample.
 
     Raises:

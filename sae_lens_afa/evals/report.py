@@ -91,11 +91,11 @@ def write_report(
 
 
 def read_report(folder: Path) -> EvalReport:
-    """The evaluation in a folder; its results have no tokens.
+    """The evaluation in a folder, read as `AFAResult.from_dict` does; its results have no tokens.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: metrics.json is damaged or of another version.
+        ValueError: metrics.json is damaged or of another version of the format.
     """
     path = folder / METRICS
     if not path.is_file():
@@ -105,9 +105,14 @@ def read_report(folder: Path) -> EvalReport:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); run the evaluation again.") from error
     check_version(data, str(path))
-    saes: dict[str, dict[str, Any]] = data["saes"]
-    results = {name: AFAResult.from_dict(sae.pop("figures")) for name, sae in saes.items()}
-    return EvalReport(folder, results, saes, data["settings"])
+    try:
+        saes: dict[str, dict[str, Any]] = {name: dict(sae) for name, sae in data["saes"].items()}
+        results = {name: AFAResult.from_dict(sae.pop("figures")) for name, sae in saes.items()}
+        return EvalReport(folder, results, saes, data["settings"])
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}; run the evaluation again.") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def read_tokens(folder: Path) -> pd.DataFrame:

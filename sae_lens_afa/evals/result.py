@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # Of the flat dictionary: raised when a name or its meaning changes.
 FORMAT_VERSION = 1
 WITHOUT_OUTLIERS = "without_outliers_"
+_REQUIRED = ("n_tokens", "n_nonfinite", "d_sae")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,7 @@ class AFAResult(_CenteredForm):
         ce_loss_score: (ablation - SAE) / (ablation - untouched): 1 where the SAE costs the model nothing.
         outlier_norm: Hook-point norm above which a token is an outlier.
         tokens: A row per token that was kept, with its norms; not part of the JSON. `sae_lens_afa.plots` draws it.
+            `token_std` is what layer_norm divided the token by, NaN where norms are in raw units.
     """
 
     ce_loss_without_sae: float | None = None
@@ -153,18 +156,29 @@ class AFAResult(_CenteredForm):
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AFAResult:
-        """The result that `to_dict` wrote.
+        """The result that `to_dict` wrote, here or in another version.
+
+        Figures that are missing are None; those that are not known here are left out with a warning that names them.
 
         Raises:
-            ValueError: figures are missing or unknown.
+            ValueError: `n_tokens`, `n_nonfinite` or `d_sae` is missing.
         """
+        names = {f.name for f in fields(cls)} - {"without_outliers", "tokens"}
+        kept = {name.removeprefix(WITHOUT_OUTLIERS): v for name, v in data.items() if name.startswith(WITHOUT_OUTLIERS)}
         own = {name: value for name, value in data.items() if not name.startswith(WITHOUT_OUTLIERS)}
-        kept = {name.removeprefix(WITHOUT_OUTLIERS): value for name, value in data.items() if name not in own}
-        expected = {f.name for f in fields(cls)} - {"without_outliers", "tokens"}
-        if wrong := sorted(expected.symmetric_difference(own)):
-            raise ValueError(f"not the figures of an AFA result: {wrong} missing or unknown; run the evaluation again.")
-        result = cls(**own)
-        return result if not kept else replace(result, without_outliers=cls.from_dict({**kept, "outlier_norm": None}))
+        unknown = sorted(own.keys() - names) + [f"{WITHOUT_OUTLIERS}{name}" for name in sorted(kept.keys() - names)]
+        if unknown:
+            warnings.warn(f"figures that this sae-lens-afa does not know are left out: {unknown}.", stacklevel=2)
+        result = cls._of_known(own, names, "")
+        if not kept:
+            return result
+        return replace(result, without_outliers=cls._of_known(kept, names, WITHOUT_OUTLIERS))
+
+    @classmethod
+    def _of_known(cls, data: Mapping[str, Any], names: Set[str], prefix: str) -> AFAResult:
+        if missing := [f"{prefix}{name}" for name in _REQUIRED if data.get(name) is None]:
+            raise ValueError(f"not the figures of an AFA result: {missing} missing; run the evaluation again.")
+        return cls(**{name: value for name, value in data.items() if name in names})
 
     def to_json(self) -> str:
         """The figures as JSON, null for None, with the version of the format."""
@@ -172,10 +186,10 @@ class AFAResult(_CenteredForm):
 
     @classmethod
     def from_json(cls, text: str) -> AFAResult:
-        """The result that `to_json` wrote; it has no `tokens`.
+        """The result that `to_json` wrote, read as `from_dict` does; it has no `tokens`.
 
         Raises:
-            ValueError: not such JSON, or that of another version.
+            ValueError: not such JSON, or that of another version of the format.
         """
         data = json.loads(text)
         check_version(data, "this JSON")

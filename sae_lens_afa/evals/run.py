@@ -98,12 +98,12 @@ class SAEJudge:
     def _judge(self, rows: Tensor, token_index: Tensor) -> None:
         space, coded = self.space, self.space.code(rows)
         check_shapes(coded.dense, coded.feature_acts, space.d_in, space.d_sae, coded.recons, space.b_dec)
-        scale = coded.raw_std if self._rescale else None
+        scale, token_std = (coded.raw_std, None) if self._rescale else (None, coded.raw_std)
         inlier = None if self._outlier_norm is None else _norms(rows) <= self._outlier_norm
         start = 0
         for block in token_blocks(
             coded.dense, coded.feature_acts, space.decoder_norm, space.b_dec, coded.recons, scale,
-            token_index.to(coded.dense.device),
+            token_index.to(coded.dense.device), token_std,
         ):  # fmt: skip
             self._metrics.add(block)
             stop = start + block.columns.shape[1]
@@ -158,8 +158,8 @@ def evaluate_activations(
         outlier_norm_multiple: Give the figures also without tokens whose norm is above so many medians
             (`AFAResult.without_outliers`); the median is that of the first 16,384 tokens.
         rescale_by_token_std: For an SAE with layer_norm, under which every ||z|| is sqrt(d_in - 1): multiply the
-            norms of each token by its own standard deviation. Ratios do not change, correlations and the ZF plot
-            become meaningful.
+            norms of each token by its own standard deviation. Ratios do not change, correlations become meaningful.
+            The ZF plot is drawn in these units anyway.
         max_exact_tokens: Up to so many tokens medians are exact (see `AFAMetrics`).
         seed: Seed of the sample beyond that.
         progress: Show a progress bar.

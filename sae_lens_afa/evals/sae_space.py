@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from sae_lens.saes.temporal_sae import TemporalSAE
 from sae_lens.saes.topk_sae import act_times_W_dec
 from sae_lens.saes.transcoder import Transcoder
 from sae_lens.training.activation_scaler import ActivationScaler
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.saes._checks import check_activations
@@ -76,7 +76,7 @@ class SAESpace:
         self._decoder_checked = False
 
     def rows(self, activations: Any) -> Float[Tensor, "tokens d_in"]:
-        """Raw hook-point activations [..., d_in] (heads: [..., heads, d_head]) as [tokens, d_in].
+        """Raw hook-point activations [..., d_in] (heads: [..., heads, d_head]) as [tokens, d_in], without their graph.
 
         Raises:
             TypeError: not a tensor of floating point.
@@ -96,7 +96,7 @@ class SAESpace:
             raise ValueError(
                 f"an empty batch: activations have shape {list(activations.shape)}; give at least one token."
             )
-        return activations.reshape(-1, self.d_in)
+        return activations.detach().reshape(-1, self.d_in)
 
     @torch.no_grad()
     def code(self, rows: Float[Tensor, "tokens d_in"]) -> Coded:
@@ -107,21 +107,16 @@ class SAESpace:
         """
         # Any: the base class' attributes of its input normalisation are set at run time.
         sae: Any = self.sae
-        seen: dict[str, Tensor] = {}
-
-        def keep(tensor: Tensor, hook: Any) -> None:
-            seen[hook.name] = tensor
-
-        hooks: list[tuple[str | Callable[..., Any], Callable[..., Any]]] = [
-            ("hook_sae_input", keep),
-            ("hook_sae_recons", keep),
-        ]
-        with _heads_joined(sae), sae.hooks(fwd_hooks=hooks):
+        with _unchanged(sae), _kept(sae.hook_sae_input) as inputs, _kept(sae.hook_sae_recons) as recons:
+            sae.turn_off_forward_pass_hook_z_reshaping()
             acts = sae.encode(self._scaler.scale(rows.to(sae.device)))
-            dense = sae.run_time_activation_norm_fn_in(seen["hook_sae_input"])
-            std = sae.ln_std.squeeze(-1) if sae.cfg.normalize_activations == "layer_norm" else None
+            given = inputs[-1]
+            dense = sae.run_time_activation_norm_fn_in(given)
             sae.decode(acts)
-        coded = Coded(dense, acts, seen["hook_sae_recons"], std)
+        # As SAELens' layer_norm takes it.
+        by_std = sae.cfg.normalize_activations == "layer_norm"
+        std = (given - given.mean(-1, keepdim=True)).std(-1) if by_std else None
+        coded = Coded(dense, acts, recons[-1], std)
         if not self._decoder_checked:
             self._check_decoder(coded)
         return coded
@@ -148,6 +143,17 @@ class SAESpace:
         self._decoder_checked = True
 
 
+def architecture_of(sae: SAE[Any]) -> str:
+    """What the SAE was trained as, where its metadata says so: several architectures are saved as "jumprelu".
+
+    A stand-in that `export_jumprelu` made is one of "jumprelu", whatever it stands for.
+    """
+    metadata = sae.cfg.metadata
+    if "jumprelu_export" in metadata:
+        return sae.cfg.architecture()
+    return metadata.training_architecture or sae.cfg.architecture()
+
+
 def check_architecture(sae: object) -> None:
     """Refuse what has no relation between ||z|| and ||f||.
 
@@ -169,14 +175,31 @@ def check_architecture(sae: object) -> None:
 
 
 @contextmanager
-def _heads_joined(sae: SAE[Any]) -> Generator[None]:
-    """Let the SAE take [tokens, d_in] for a while, whatever its reshaping; its own state is put back."""
-    names = ("reshape_fn_in", "reshape_fn_out", "d_head", "hook_z_reshaping_mode")
-    own = {name: vars(sae)[name] for name in names if name in vars(sae)}
-    sae.turn_off_forward_pass_hook_z_reshaping()
+def _kept(hook: nn.Module) -> Generator[list[Tensor]]:
+    """What passes a hook point for a while, after the hooks that are there.
+
+    Of the hook point itself: one of an SAE that was attached to a model is named after its place in the model, and
+    removing hooks by name or level would take the model's with them.
+    """
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001  (torch's signature)
+        seen.append(output)
+
+    handle = hook.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _unchanged(sae: SAE[Any]) -> Generator[None]:
+    """Put back all that coding sets on the SAE itself: its reshaping, the statistics of the last batch it encoded."""
+    own = dict(vars(sae))
     try:
         yield
     finally:
-        for name in names:  # d_head is not there until the SAE has seen its first heads
-            vars(sae).pop(name, None)
-        vars(sae).update(own)
+        state = vars(sae)
+        state.clear()
+        state.update(own)

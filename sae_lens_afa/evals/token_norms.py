@@ -21,6 +21,7 @@ COLUMNS: tuple[str, ...] = (
     "centered_dense_norm",
     "centered_feature_norm",
     "centered_recons_norm",
+    "token_std",
 )
 _OF_RECONS = ("recons_norm", "squared_error", "centered_recons_norm")
 # Elements of a temporary: as much as stays in a core's cache; on a GPU, enough to fill it.
@@ -34,12 +35,12 @@ class TokenBlock:
     Attributes:
         columns: `COLUMNS` x tokens, float64 on the CPU; NaN in a column that is not known.
         dense: The tokens' dense vectors [tokens, d_in], for the variance that reconstructions are to explain.
-        known: Names of the columns that are known.
+        known: Names of the columns that are known; `token_std` is none of the figures, and not among them.
     """
 
     columns: Float[Tensor, "columns tokens"]
     dense: Float[Tensor, "tokens d_in"] | None
-    known: tuple[str, ...] = COLUMNS
+    known: tuple[str, ...] = COLUMNS[:-1]
 
     def __getitem__(self, keep: Tensor) -> TokenBlock:
         """The tokens where the mask `keep` (on the CPU) is set."""
@@ -55,6 +56,7 @@ def token_blocks(
     recons: Float[Tensor, "tokens d_in"] | None,
     token_scale: Float[Tensor, " tokens"] | None,
     token_index: Float[Tensor, " tokens"],
+    token_std: Float[Tensor, " tokens"] | None = None,
 ) -> Iterator[TokenBlock]:
     """The norms of each token, in blocks whose float64 temporaries stay small.
 
@@ -66,13 +68,15 @@ def token_blocks(
         recons: z^ in the same space; None if it is not known.
         token_scale: Every norm of a token is multiplied by this; None for 1.
         token_index: The tokens' places in the stream.
+        token_std: What each token was divided by before it became z; None where that is 1, or in `token_scale`.
     """
     accurate = accurate_dtype(dense)
     l0, centered_feature = _l0_and_norm(feature_acts, decoder_norm)
     bias = dense.new_zeros(dense.shape[-1], dtype=accurate) if b_dec is None else b_dec.to(accurate)
     feature = torch.hypot(centered_feature, torch.linalg.vector_norm(bias))
     scale = torch.ones_like(feature) if token_scale is None else token_scale.to(accurate)
-    known = tuple(name for name in COLUMNS if recons is not None or name not in _OF_RECONS)
+    std = torch.full_like(feature, torch.nan) if token_std is None else token_std.to(accurate)
+    known = tuple(name for name in COLUMNS[:-1] if recons is not None or name not in _OF_RECONS)
     rows = max(1, _BLOCK_ELEMENTS // dense.shape[-1])
     for start in range(0, len(dense), rows):
         part = slice(start, start + rows)
@@ -85,7 +89,8 @@ def token_blocks(
             squared_error = (z_hat - z).square().sum(-1) * scale[part]  # times the scale once more below
         norms = [_norm(z), feature[part], recons_norm, squared_error]
         norms += [_norm(z - bias), centered_feature[part], centered_recons]
-        columns = torch.stack([token_index[part].to(accurate), l0[part], *(norm * scale[part] for norm in norms)])
+        scaled_norms = [norm * scale[part] for norm in norms]
+        columns = torch.stack([token_index[part].to(accurate), l0[part], *scaled_norms, std[part]])
         scaled = dense[part] if token_scale is None else z * scale[part, None]
         yield TokenBlock(columns.cpu().double(), scaled, known)
 

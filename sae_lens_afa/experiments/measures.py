@@ -68,16 +68,27 @@ def reconstruction_figures(sae: SAE[Any], activations: Tensor) -> dict[str, floa
 
     All in the space of `activations`. `mse` is the mean over tokens and dimensions, `explained_variance`
     1 - sum ||x - x^||^2 / sum ||x - mean x||^2, `dead_latents` those that no token activates, `shrinkage` the mean of
-    ||x^|| / ||x|| over tokens with ||x|| > 1e-6 (SAELens' definition).
+    ||x^|| / ||x|| over tokens with ||x|| > 1e-6 (SAELens' definition). Where tokens, or what the SAE makes of them,
+    hold a NaN or an infinity, `n_nonfinite` says how many, and they are in no other figure.
+
+    Raises:
+        ValueError: no token is left.
     """
-    error = shrinkage = active = 0.0
+    error = shrinkage = active = deviation = 0.0
     fired = torch.zeros(sae.cfg.d_sae, dtype=torch.bool, device=sae.device)
-    counted = 0
+    counted = n = n_nonfinite = 0
+    mean = torch.zeros(activations.shape[-1], dtype=torch.float64, device=sae.device)
     for rows in activations.split(_BATCH):
         rows = rows.to(sae.device)
         acts = sae.encode(rows)
         recons = sae.decode(acts)
         acts = acts.to_dense() if acts.is_sparse else acts
+        finite = torch.stack([part.isfinite().all(-1) for part in (rows, acts, recons)]).all(0)
+        if not finite.all():
+            n_nonfinite += int((~finite).sum())
+            rows, acts, recons = rows[finite], acts[finite], recons[finite]
+        if len(rows) == 0:
+            continue
         fired |= (acts != 0).any(0)
         active += int(torch.count_nonzero(acts))
         error += float((rows - recons).double().square().sum())
@@ -85,16 +96,25 @@ def reconstruction_figures(sae: SAE[Any], activations: Tensor) -> dict[str, floa
         ratios = (torch.linalg.vector_norm(recons, dim=-1) / norms)[norms > 1e-6]
         shrinkage += float(ratios.double().sum())
         counted += len(ratios)
-    deviation = float((activations.double() - activations.double().mean(0)).square().sum())
-    l0 = active / len(activations)
-    return {
+        # Batch by batch, without cancellation (Chan et al., 1983).
+        own = rows.double().mean(0)
+        deviation += float((rows.double() - own).square().sum())
+        deviation += float((own - mean).square().sum()) * n * len(rows) / (n + len(rows))
+        mean += (own - mean) * len(rows) / (n + len(rows))
+        n += len(rows)
+    if n == 0:
+        why = f"all {n_nonfinite} hold a NaN or an infinity" if n_nonfinite else "none given"
+        raise ValueError(f"no tokens to judge: {why}.")
+    l0 = active / n
+    figures = {
         "l0": l0,
         "mdl_bits": mdl_bits(l0, sae.cfg.d_sae),
-        "mse": error / activations.numel(),
+        "mse": error / (n * activations.shape[-1]),
         "explained_variance": 1 - error / deviation if deviation > 0 else None,
         "dead_latents": int((~fired).sum()),
         "shrinkage": shrinkage / counted if counted else None,
     }
+    return {**figures, "n_nonfinite": n_nonfinite} if n_nonfinite else figures
 
 
 def afa_figures(sae: SAE[Any], activations: Tensor) -> dict[str, float | None]:

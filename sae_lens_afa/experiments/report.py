@@ -93,6 +93,9 @@ def report_text(
     if failed:
         lines = [f"- {_name(row)}: {row['status']}" for row in failed]
         parts += ["## Failures", "\n".join(lines)]
+    if damaged := [row for row in rows if row.get("n_nonfinite")]:
+        lines = [f"- {_name(row)}: {row['n_nonfinite']:,} left out of its figures" for row in damaged]
+        parts += ["## Tokens with NaN or infinity", "\n".join(lines)]
     parts += ["## Settings", f"```json\n{json.dumps(sweep.settings(), indent=1)}\n```"]
     parts += ["## Versions", "\n".join("- " + ", ".join(f"{k} {v}" for k, v in made.items()) for made in versions)]
     return "\n\n".join(part for part in parts if part) + "\n"

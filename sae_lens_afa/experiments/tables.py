@@ -38,6 +38,7 @@ FIGURES = {
     "ce_ablated": "CE ablated",
     "ce_score": "CE score",
     "mdl_bits": "MDL bits",
+    "n_nonfinite": "NaN",  # of runs that have any
 }
 
 

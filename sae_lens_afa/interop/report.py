@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any
 
 from sae_lens.saes.sae import SAE
@@ -19,6 +19,7 @@ class JumpReLUReport:
         thresholds: "per_feature" or "global".
         n_calibration_tokens: Tokens that the thresholds come from.
         n_evaluation_tokens: Tokens that the figures are of.
+        n_nonfinite: Tokens left out of them because either SAE makes a NaN or an infinity of them.
         held_out: Whether these are other tokens; False where there were too few to hold any out.
         l0_original, l0_export: Mean number of active features per token.
         explained_variance_original, explained_variance_export: 1 - sum ||z - z^||^2 / sum ||z - mean z||^2, in the
@@ -46,6 +47,7 @@ class JumpReLUReport:
     precision: float
     recall: float
     n_never_selected: int
+    n_nonfinite: int = 0
     n_cross_entropy_tokens: int = 0
     cross_entropy: float | None = None
     cross_entropy_original: float | None = None
@@ -85,6 +87,8 @@ class JumpReLUReport:
         lines.append(
             f"active sets: Jaccard {self.jaccard:.4f}, precision {self.precision:.4f}, recall {self.recall:.4f}"
         )
+        if self.n_nonfinite:
+            lines.append(f"tokens with NaN or infinity, left out: {self.n_nonfinite:,}")
         if not self.held_out:
             lines.append("too few activations to hold any out: these figures flatter the export")
         return "\n".join([*lines, self.note])
@@ -102,9 +106,10 @@ def jumprelu_report(sae: SAE[Any]) -> JumpReLUReport:
     """
     data = sae.cfg.metadata.get(METADATA_KEY)
     names = {field.name for field in fields(JumpReLUReport)}
-    if not isinstance(data, dict) or not names <= set(data):
+    required = {field.name for field in fields(JumpReLUReport) if field.default is MISSING}
+    if not isinstance(data, dict) or not required <= set(data):
         raise ValueError(
             f"this SAE's metadata has no {METADATA_KEY!r} that can be read here: it was not written by"
             " export_jumprelu of this version."
         )
-    return JumpReLUReport(**{name: data[name] for name in names})
+    return JumpReLUReport(**{name: value for name, value in data.items() if name in names})
