@@ -1,4 +1,7 @@
-"""The verbs of `sae-lens-afa` that share SAEs: push, pull, list, info, export, convert."""
+"""The verbs of `sae-lens-afa` that share SAEs: push, pull, list, info, export, convert.
+
+What a verb calls is imported where it runs, so that --help and the verbs that only read files start at once.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,7 @@ from typing import Annotated
 
 import typer
 
-from sae_lens_afa.evals.command import DEFAULT_PROMPTS
-from sae_lens_afa.hub import info as read_info
-from sae_lens_afa.hub import list_saes
-from sae_lens_afa.hub import pull as pull_saes
-from sae_lens_afa.hub.command import PushRequest, push_command
-from sae_lens_afa.interop.command import DEFAULT_TOKENS, ExportRequest, convert_command, export_command
+from sae_lens_afa._cli_defaults import EXPORT_TOKENS, PROMPTS
 
 share = typer.Typer()
 _REPO = typer.Argument(help="Repository on the Hub: owner/name.")
@@ -43,6 +41,8 @@ def push(
 
     The token is that of `hf auth login` or HF_TOKEN.
     """
+    from sae_lens_afa.hub.command import PushRequest, push_command
+
     url = push_command(
         PushRequest(
             repo_id=repo_id, sae=sae, metrics=metrics or (), private=private, revision=revision, tag=tag,
@@ -63,6 +63,8 @@ def pull(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing folders.")] = False,
 ) -> None:
     """Copy SAEs from the Hub into a folder, compared with the digests that the Hub states."""
+    from sae_lens_afa.hub import pull as pull_saes
+
     for folder in pull_saes(repo_id, output, sae_id or (), revision, overwrite=overwrite):
         print(folder)
 
@@ -73,6 +75,8 @@ def list_(
     revision: Annotated[str | None, _REVISION] = None,
 ) -> None:
     """List the ids of the SAEs in a repository or folder."""
+    from sae_lens_afa.hub import list_saes
+
     for sae_id in list_saes(repo_or_path, revision):
         print(sae_id)
 
@@ -84,6 +88,8 @@ def info(
     revision: Annotated[str | None, _REVISION] = None,
 ) -> None:
     """Say what is known of the SAEs in a repository or folder, without downloading weights."""
+    from sae_lens_afa.hub import info as read_info
+
     print(read_info(repo_or_path, sae_id, revision))
 
 
@@ -93,16 +99,18 @@ def export(
     sae: Annotated[Path | None, typer.Option(help="Folder of a saved top_afa, afa_threshold or topk SAE.")] = None,
     demo: Annotated[bool, typer.Option("--demo", help="Calibrate on the bundled model and text.")] = False,
     activations: Annotated[Path | None, _ACTIVATIONS] = None,
-    model: Annotated[str | None, typer.Option(help="Model name or GPT-2 folder. Default: the SAE's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model name or folder. Default: the SAE's.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file. Default: the SAE's.")] = None,
     hook: Annotated[str | None, typer.Option(help="Hook point. Default: the SAE's.")] = None,
     context_size: Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens for thresholds and report.")] = DEFAULT_TOKENS,
-    batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = DEFAULT_PROMPTS,
+    tokens: Annotated[int, typer.Option(help="Tokens for thresholds and report.")] = EXPORT_TOKENS,
+    batch_size_prompts: Annotated[int, typer.Option(help="Prompts per forward pass.")] = PROMPTS,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing SAE.")] = False,
 ) -> None:
     """Approximate an SAE by a jumprelu SAE that loads without this package, and say how good that is."""
+    from sae_lens_afa.interop.command import ExportRequest, export_command
+
     print(
         export_command(
             ExportRequest(
@@ -122,4 +130,6 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing SAE.")] = False,
 ) -> None:
     """Turn a checkpoint of the AFA authors' code into a SAELens folder with the same outputs."""
+    from sae_lens_afa.interop.command import convert_command
+
     print(convert_command(path, output, activations=activations, overwrite=overwrite))

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.constants import (
+from sae_lens.saes.sae import SAE, TrainingSAE
+from safetensors import safe_open
+
+from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult
+from sae_lens_afa.files import (
     ACTIVATION_SCALER_CFG_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens.saes.sae import SAE, TrainingSAE
-from safetensors import safe_open
-
-from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult
 from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import METRICS_FILENAME, PLOT_FILENAME, is_number
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from sae_lens.constants import SAE_CFG_FILENAME
 
+from sae_lens_afa.files import SAE_CFG_FILENAME
 from sae_lens_afa.hub._contents import FIGURES, METRICS_FILENAME, PLOT_FILENAME, SAEFacts, is_number, short_name
 from sae_lens_afa.hub._remote import ROOT, in_folder
 from sae_lens_afa.interop.report import METADATA_KEY

@@ -1,19 +1,20 @@
-"""An SAE's folder on disk: whether its config and its weights fit each other, before anything is allocated."""
+"""An SAE's folder on disk: whether its config and its weights fit each other, before anything is allocated.
+
+SAELens is imported where an SAE is built, not where its config is read: that takes seconds.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from sae_lens.constants import DTYPE_TO_STR, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import SAE
-from safetensors import SafetensorError, safe_open
+from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, sha256_of
 
-from sae_lens_afa.files import sha256_of
+if TYPE_CHECKING:
+    import torch
+    from sae_lens.saes.sae import SAE
 
 # As `sha256sum` writes it, so that `sha256sum --check` reads it.
 SHA256_FILENAME = f"{SAE_WEIGHTS_FILENAME}.sha256"
@@ -25,18 +26,44 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is not a config, or of an architecture that is not registered; `where` names it.
+        ValueError: it is not a config; `where` names it.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{where} has no {SAE_CFG_FILENAME}: give the folder of a saved SAE.")
     cfg = read_object(path, where)
-    if "architecture" in cfg and cfg["architecture"] not in SAE_TRAINING_CLASS_REGISTRY:
-        check_architecture(cfg, where)
-    cfg = handle_config_defaulting(cfg)
+    if not _is_of_version_6(cfg, where):
+        cfg = _completed(cfg, where)
     for name in ("d_in", "d_sae"):
         if not isinstance(cfg.get(name), int) or isinstance(cfg[name], bool) or cfg[name] < 1:
             raise ValueError(f"{where}: {name} in {SAE_CFG_FILENAME} must be an integer >= 1, got {cfg.get(name)!r}.")
     return cfg
+
+
+def _completed(cfg: dict[str, Any], where: str) -> dict[str, Any]:
+    """A config of an older SAELens with the fields that it left out."""
+    from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    if "architecture" in cfg and cfg["architecture"] not in list(SAE_TRAINING_CLASS_REGISTRY):
+        check_architecture(cfg, where)
+    try:
+        return handle_config_defaulting(cfg)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {SAE_CFG_FILENAME} is no config that SAELens reads ({error!r}).") from error
+
+
+def _is_of_version_6(cfg: dict[str, Any], where: str) -> bool:
+    """Whether a config was written by SAELens 6 or later, which leaves no field out."""
+    metadata = cfg.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{where}: metadata in {SAE_CFG_FILENAME} must be an object, got {metadata!r:.60}.")
+    version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
+    if not version:
+        return False
+    major = re.match(r"\d+", str(version))
+    if major is None:
+        raise ValueError(f"{where}: sae_lens_version in {SAE_CFG_FILENAME} is no version: {version!r:.60}.")
+    return int(major[0]) >= 6
 
 
 def read_object(path: Path, where: str) -> dict[str, Any]:
@@ -61,11 +88,13 @@ def is_training_form(cfg: dict[str, Any]) -> bool:
 
 def check_architecture(cfg: dict[str, Any], where: str, *, training: bool = False) -> None:
     """Raise ValueError for an architecture that SAELens does not know at this point."""
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
     registry = SAE_TRAINING_CLASS_REGISTRY if training else SAE_CLASS_REGISTRY
-    name = cfg.get("architecture")
-    if name in registry:
+    name: Any = cfg.get("architecture")  # of an edited file, anything: a list cannot be looked up in a dictionary
+    if name in list(registry):
         return
-    if name in SAE_TRAINING_CLASS_REGISTRY:
+    if name in list(SAE_TRAINING_CLASS_REGISTRY):
         raise ValueError(
             f"{where} is a training checkpoint of architecture {name!r}: load it with TrainingSAE.load_from_disk, or"
             " save it for use with its save_inference_model."
@@ -83,6 +112,8 @@ def read_header(path: Path, where: str) -> dict[str, tuple[str, list[int]]]:
         FileNotFoundError: there is no such file.
         ValueError: not a whole safetensors file.
     """
+    from safetensors import SafetensorError, safe_open
+
     if not path.is_file():
         raise FileNotFoundError(f"{where} has no {path.name}: give the folder of a saved SAE.")
     try:
@@ -102,6 +133,8 @@ def check_fit(cfg: dict[str, Any], header: dict[str, tuple[str, list[int]]], whe
     Raises:
         ValueError: naming the tensor and both shapes.
     """
+    from sae_lens.registry import SAE_CLASS_REGISTRY
+
     d_in, d_sae = cfg["d_in"], cfg["d_sae"]
     expected = {"W_enc": [d_in, d_sae], "W_dec": [d_sae, cfg.get("d_out") or d_in]}
     for name, shape in expected.items():
@@ -130,6 +163,8 @@ def load_folder(folder: Path, device: str, dtype: str | torch.dtype | None, wher
     Raises:
         FileNotFoundError, ValueError: the config or the weights are missing, damaged, or disagree.
     """
+    from sae_lens.saes.sae import SAE
+
     cfg = read_config(folder / SAE_CFG_FILENAME, where)
     check_architecture(cfg, where)
     weights = folder / SAE_WEIGHTS_FILENAME
@@ -151,6 +186,8 @@ def own_dtype(header: dict[str, tuple[str, list[int]]]) -> str | None:
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:
+    from sae_lens.constants import DTYPE_TO_STR
+
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPE_TO_STR.values():
         raise ValueError(f"dtype must be one of {', '.join(DTYPE_TO_STR.values())}, got {dtype!r}.")

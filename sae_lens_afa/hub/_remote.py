@@ -13,9 +13,8 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import validate_repo_id
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
-from sae_lens_afa.files import sha256_of
+from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, sha256_of
 from sae_lens_afa.hub._errors import HubError, attempt
 
 ROOT = "."

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import RUNNER_CFG_FILENAME
-
 from sae_lens_afa.evals.report import read_report, read_tokens
+from sae_lens_afa.files import RUNNER_CFG_FILENAME
 from sae_lens_afa.hub._remote import ROOT, check_repo_id
 from sae_lens_afa.hub.push import push_to_hub
 

@@ -6,14 +6,9 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.saes.sae import SAE
-
-from sae_lens_afa._support import check_device
-from sae_lens_afa.files import check_output_folder, sha256_of
+from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, check_output_folder, sha256_of
 from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import FILENAMES, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._remote import (
@@ -24,6 +19,10 @@ from sae_lens_afa.hub._remote import (
     read_snapshot,
     sae_folders,
 )
+
+if TYPE_CHECKING:
+    import torch
+    from sae_lens.saes.sae import SAE
 
 
 def load(
@@ -59,6 +58,8 @@ def load(
         ValueError: no such SAE (the message lists those that exist); an architecture that is not registered; weights
             that are damaged or disagree with the config (naming the tensor and both shapes).
     """
+    from sae_lens_afa._support import check_device
+
     check_device(device)
     folder, where = _locate(repo_or_path, sae_id, revision, token)
     return _folder.load_folder(folder, device, dtype, where)

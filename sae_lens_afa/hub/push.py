@@ -12,10 +12,10 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.hf_api import RepoFile
-from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import SAE
 
 from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.files import SAE_WEIGHTS_FILENAME
 from sae_lens_afa.hub._bundle import Metrics, bundle, check_metrics, check_source
 from sae_lens_afa.hub._card import CardOptions, write_card
 from sae_lens_afa.hub._contents import FILENAMES, PLOT_FILENAME, SAEFacts, read_facts, remote_facts

@@ -1,0 +1,114 @@
+"""What went wrong, for the terminal: one line for every failure."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import errno
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+_LONGEST = 400
+_HERE = os.path.dirname(__file__) + os.sep
+# Classes that are known by name: their packages take long to import and are loaded if one of them was raised.
+_DAMAGED = {"SafetensorError", "UnpicklingError", "BadZipFile", "LZMAError", "EOFError"}
+_HUB = {"huggingface_hub", "httpx", "httpx2", "requests"}
+_READERS = {"datasets", "pyarrow", "fsspec"}
+_MEMORY = ("out of memory", "not enough memory", "can't allocate", "cannot allocate", "unable to allocate")
+_DEVICE = ("cuda", "nvidia", "mps", "hip error")
+
+
+def describe(error: BaseException) -> str:
+    """The failure in one line, without a traceback."""
+    return _shortened(_described(error))
+
+
+def describe_usage(error: Any) -> str:
+    """A call that cannot be parsed: what is wrong, the nearest name, and where the right ones are listed.
+
+    Of a group of verbs that was called without one, its help.
+
+    Args:
+        error: typer's (click's) UsageError.
+    """
+    said, context, kind = str(error.format_message()).strip(), error.ctx, type(error).__name__
+    if kind == "NoArgsIsHelpError":
+        return said
+    if kind == "NoSuchOption" and context is not None:
+        flags = [flag for param in context.command.params for flag in (*param.opts, *param.secondary_opts)]
+        flags += context.help_option_names
+        said = f"{error.message}{nearest(error.option_name, [flag for flag in flags if flag.startswith('--')])}"
+    said = said if said.endswith((".", "?")) else f"{said}."
+    return _shortened(f"error: {said}" + (f" See {context.command_path} --help." if context is not None else ""))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """What was probably meant, as the end of a sentence; empty if nothing is near."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _described(error: BaseException) -> str:
+    said, lower = _first_line(error), str(error).lower()
+    names = {base.__name__ for base in type(error).__mro__}
+    package = type(error).__module__.partition(".")[0]
+    if isinstance(error, MemoryError) or "OutOfMemoryError" in names or _is_runtime(error, lower, _MEMORY):
+        return f"not enough memory{_after_colon(said)} Take smaller batches, fewer tokens or a smaller SAE."
+    if package in _HUB:
+        from sae_lens_afa.hub._errors import explain
+
+        return f"Hugging Face Hub: {explain(error)}" if isinstance(error, Exception) else said
+    if names & _DAMAGED or "PytorchStreamReader" in said or "PytorchStreamWriter" in said:
+        return f"a file cannot be read or written: it is damaged or of another format, or the disk is full ({said})."
+    if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+        return f"a file is not what its name says, JSON or text in UTF-8 ({said})."
+    if package == "datasets" and isinstance(error.__cause__, Exception):
+        return _described(error.__cause__)  # "An error occurred while generating the dataset"
+    if _is_runtime(error, lower, _DEVICE):
+        return f"the device cannot be used{_after_colon(said)} Try --device cpu."
+    if isinstance(error, OSError) and type(error).__str__ is OSError.__str__ and error.strerror:
+        return _of_the_system(error)
+    if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) or package in (*_READERS, "sae_lens_afa"):
+        return said
+    if isinstance(error, TypeError) and is_raised_here(error):
+        return said
+    key = f"no entry {said}" if isinstance(error, KeyError) else said
+    return f"{type(error).__name__}: {key} (unexpected: run it again with --debug for the traceback)"
+
+
+def _is_runtime(error: BaseException, said: str, words: Sequence[str]) -> bool:
+    """Whether torch says so: it has no class of its own for most of its failures."""
+    return isinstance(error, (RuntimeError, AssertionError)) and any(word in said for word in words)
+
+
+def _of_the_system(error: OSError) -> str:
+    reason = str(error.strerror)
+    if error.errno == errno.ENOSPC:
+        reason = "no space left on the disk"
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return f"{where}{reason[:1].lower()}{reason[1:]}"
+
+
+def is_raised_here(error: BaseException) -> bool:
+    """Whether the innermost frame is in this package, whose messages are written for its users."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HERE)
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of a message that says something."""
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    return next((line for line in lines if any(map(str.isalnum, line))), type(error).__name__)
+
+
+def _after_colon(said: str) -> str:
+    return f": {said}" if said.endswith(".") else f": {said}."
+
+
+def _shortened(line: str) -> str:
+    line = " ".join(line.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 4]} ..."
