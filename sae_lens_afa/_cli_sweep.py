@@ -50,6 +50,7 @@ def paper(
     grid: Annotated[list[str] | None, _GRID] = None,
     seed: Annotated[list[int] | None, _SEED] = None,
     steps: Annotated[int | None, _STEPS] = None,
+    model: Annotated[str | None, typer.Option(help="Model name or folder in place of GPT-2 small.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file in place of OpenWebText.")] = None,
     saes_per_group: Annotated[int | None, typer.Option(help="Most SAEs trained side by side.")] = None,
     device: Annotated[str, _DEVICE] = "cpu",
@@ -60,7 +61,7 @@ def paper(
 
     chosen = paper_sweep(
         preset, layers=layer or (), arms=[Arm.parse(text) for text in grid or ()], seeds=seed or (), steps=steps,
-        dataset=dataset, saes_per_group=saes_per_group, device=device,
+        model=model, dataset=dataset, saes_per_group=saes_per_group, device=device,
     )  # fmt: skip
     print(run_command(chosen, output, _command()))
 

@@ -15,6 +15,7 @@ from sae_lens_afa.experiments.language_model import LanguageModelSweep, without_
 from sae_lens_afa.experiments.tables import cell, markdown
 from sae_lens_afa.experiments.text_source import DEMO, TextSource
 from sae_lens_afa.experiments.training import Training, resized
+from sae_lens_afa.loading.models import model_width
 
 _COEFFICIENTS = (1 / 128, 1 / 64, 1 / 32, 1 / 24, 1 / 16)
 _KS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -134,6 +135,7 @@ def paper_sweep(
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
     steps: int | None = None,
+    model: str | None = None,
     dataset: str | None = None,
     saes_per_group: int | None = None,
     device: str = "cpu",
@@ -145,7 +147,8 @@ def paper_sweep(
             and text, minutes on two cores), "tiny" (seconds: says nothing about SAEs).
         layers, arms, seeds: In place of the preset's, where given.
         steps: In place of the preset's; all that the preset counts in steps changes in proportion.
-        dataset: In place of OpenWebText.
+        model: In place of GPT-2 small, as for `load_language_model`; d_in and d_sae follow from its width.
+        dataset: In place of OpenWebText, as for `load_text_dataset`.
         saes_per_group: Most SAEs that are trained side by side.
         device: Of model and SAEs.
 
@@ -156,10 +159,12 @@ def paper_sweep(
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(_SETTINGS)}.")
     base = dict(_SETTINGS[preset])
     source: TextSource = base["source"]
-    if dataset is not None:
-        if source.model == DEMO:
-            raise ValueError(f"dataset {dataset!r}: the preset {preset!r} has its own text; leave it out.")
-        source = TextSource(source.model, dataset, source.context_size)
+    for what, name, own in (("model", model, "model"), ("dataset", dataset, "text")):
+        if name is not None and source.model == DEMO:
+            raise ValueError(f"{what} {name!r}: the preset {preset!r} has its own {own}; leave it out.")
+    source = TextSource(model or source.model, dataset or source.dataset, source.context_size)
+    if model is not None:
+        base |= {"d_in": (width := model_width(model)), "d_sae": base["d_sae"] // base["d_in"] * width}
     preset_arms, training = resized(base["arms"], base["training"], steps)
     return PaperSweep(
         title="The AFA paper's comparison" + ("" if preset == "paper" else f", preset {preset}"),

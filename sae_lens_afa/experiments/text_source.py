@@ -10,7 +10,6 @@ import torch
 from datasets import load_dataset
 from sae_lens import ActivationsStore
 from sae_lens.config import LoggingConfig
-from sae_lens.load_model import load_model
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
@@ -20,7 +19,8 @@ from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
 from sae_lens_afa.experiments.measures import standardised
 from sae_lens_afa.experiments.training import OwnRandom, Training
-from sae_lens_afa.loading.models import check_hook_name
+from sae_lens_afa.loading.models import check_hook_name, load_language_model
+from sae_lens_afa.loading.names import first_line
 from sae_lens_afa.loading.text import load_text_dataset
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class TextSource:
     """Where activations come from.
 
     Attributes:
-        model: A name that TransformerLens knows, or "demo" for the bundled model and text.
-        dataset: Hub id, folder or file, with the column `text` or, tokenised, `tokens` or `input_ids`; not for "demo".
+        model: "demo" for the bundled model and text; else as for `load_language_model`.
+        dataset: As for `load_text_dataset`; not for "demo".
         context_size: Tokens of a prompt, the first of them BOS.
     """
 
@@ -55,9 +55,10 @@ class TextSource:
         if self.model == DEMO:
             return load_demo_model(device)
         try:
-            return load_model("HookedTransformer", self.model, device, {"center_writing_weights": False})
+            return load_language_model(self.model, device, kwargs={"center_writing_weights": False}, what="model")
         except (OSError, ValueError) as error:
-            raise _cannot_be_had("model", self.model, error) from error
+            kind = OSError if isinstance(error, OSError) else ValueError
+            raise kind(f"{error} The preset demo needs no network.") from error
 
     def datasets(self) -> tuple[Any, Any]:
         """Text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
@@ -68,19 +69,15 @@ class TextSource:
         if self.model == DEMO:
             text = load_text()
             return text_dataset(text.train), text_dataset(text.held_out)
-        data = load_text_dataset(self.dataset)
+        data = load_text_dataset(self.dataset, what="dataset")
         if isinstance(data, str):
             try:
                 data = load_dataset(data, split="train", streaming=True)
             except (OSError, ValueError) as error:
-                raise _cannot_be_had("dataset", self.dataset, error) from error
+                kind = OSError if isinstance(error, OSError) else ValueError
+                message = f"dataset {self.dataset!r} cannot be loaded: {first_line(error)}"
+                raise kind(f"{message} The preset demo needs no network.") from error
         return data.skip(HELD_OUT_DOCUMENTS), data.take(HELD_OUT_DOCUMENTS)
-
-
-def _cannot_be_had(what: str, name: str, error: Exception) -> Exception:
-    reason = str(error).partition("\n")[0][:200]
-    kind = OSError if isinstance(error, OSError) else ValueError
-    return kind(f"{what} {name!r} cannot be loaded: {reason} The preset demo needs no network.")
 
 
 def training_batches(

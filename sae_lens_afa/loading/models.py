@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sae_lens.load_model import load_model
 from safetensors import SafetensorError
+from transformer_lens.loading_from_pretrained import get_pretrained_model_config
 from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+from transformers import AutoConfig
 
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
 from sae_lens_afa.loading.names import first_line, is_path, near
@@ -76,10 +78,28 @@ def load_language_model(
         if class_name == PROXY and "hook_names not found" in str(error):
             raise ValueError(_unknown_modules(name, device, kwargs, hook_names)) from error
         # TransformerLens answers an unknown name with all names that it knows.
-        close = near(name, OFFICIAL_MODEL_NAMES) if class_name == HOOKED and not Path(name).is_dir() else ""
+        close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
         raise ValueError(f"{what} {name!r} cannot be loaded: {first_line(error)[:240]}{close}") from error
     except OSError as error:
         raise OSError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def model_width(name: str, *, what: str = "model") -> int:
+    """d_model of a name or folder, from its configuration alone.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError: as `load_language_model`.
+    """
+    if is_path(name) and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{what} {name} is not a Hugging Face model folder (no config.json).")
+    try:
+        if Path(name).is_dir():
+            return int(AutoConfig.from_pretrained(name, local_files_only=True).hidden_size)
+        return int(get_pretrained_model_config(name).d_model)
+    except (ValueError, KeyError, AttributeError, OSError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
+        raise kind(f"{what} {name!r} cannot be loaded: {first_line(error)[:240]}{close}") from error
 
 
 def _unknown_modules(name: str, device: str, kwargs: Mapping[str, Any] | None, hook_names: Sequence[str]) -> str:

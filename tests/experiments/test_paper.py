@@ -12,7 +12,7 @@ from datasets import Dataset
 from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
-from sae_lens_afa.demo import load_text
+from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.experiments import Arm, paper_sweep, run_sweep
 from sae_lens_afa.experiments.arms import Run
 from sae_lens_afa.experiments.language_model import loaded
@@ -158,12 +158,24 @@ def test_the_first_documents_of_a_data_set_are_held_out(tmp_path, monkeypatch):
     assert [row["text"] for row in train] == ["c"]
 
 
+def test_another_model_and_text_take_the_place_of_gpt2_and_openwebtext(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"text": "x"}')
+    sweep = paper_sweep("paper", model=str(model_folder()), dataset=str(file), layers=[2])
+    assert (sweep.d_in, sweep.d_sae, sweep.source) == (192, 16 * 192, TextSource(str(model_folder()), str(file), 128))
+    assert sweep.source.load_model("cpu").cfg.d_model == 192
+    with pytest.raises(ValueError, match="model 'gpt2': the preset 'tiny' has its own model"):
+        paper_sweep("tiny", model="gpt2")
+    with pytest.raises(FileNotFoundError, match="model /no/where is not a Hugging Face model folder"):
+        paper_sweep("paper", model="/no/where")
+
+
 @pytest.mark.parametrize("kind", [OSError, ValueError])
 def test_what_cannot_be_downloaded_is_named_in_one_line(kind, monkeypatch):
     def fail(*args, **kwargs):
         raise kind("no network\nat all")
 
-    monkeypatch.setattr("sae_lens_afa.experiments.text_source.load_model", fail)
+    monkeypatch.setattr("sae_lens_afa.loading.models.load_model", fail)
     monkeypatch.setattr("sae_lens_afa.experiments.text_source.load_dataset", fail)
     source = TextSource("gpt2", "owner/text")
     with pytest.raises(kind, match=r"^model 'gpt2' cannot be loaded: no network The preset demo needs no network\.$"):
