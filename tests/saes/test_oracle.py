@@ -163,8 +163,11 @@ def test_edge_rows_follow_the_rule_and_not_the_artefact(name):
     assert reference_differs.nonzero().squeeze(-1).tolist() == list(range(8))
     assert l0[:8].tolist() == [16] * 8
     assert theirs[:8].tolist() == [15] * 8
-    assert_same_code(out.feature_acts[8:], t["out.feature_acts"][8:])
-    assert_close(out.sae_out[8:], t["out.sae_out"][8:], 1e-5)
+    assert torch.equal(out.feature_acts[8:] > 0, t["out.feature_acts"][8:] > 0)
+    # The largest inputs (9e3) hardly overlap with the features: what is left is rounded as the products are.
+    rounding = 1e-6 * t["x"][8:].norm(dim=-1, keepdim=True)
+    assert ((out.feature_acts - t["out.feature_acts"])[8:].abs() <= rounding).all()
+    assert ((out.sae_out - t["out.sae_out"])[8:].abs() <= rounding).all()
     # What is left out is the smallest entry of each row, and nothing else.
     missing = (out.feature_acts[:8] > 0) & (t["out.feature_acts"][:8] == 0)
     scaled = out.feature_acts[:8] * t["W_dec"].norm(dim=-1)
@@ -246,8 +249,8 @@ def test_with_float32_sums_trajectories_start_as_the_reference(name, monkeypatch
     for key in [k for k in case.tensors if k == "x" or k.startswith("step.")]:
         case.tensors[key] = case.tensors[key][:5]
     found = run(case)
-    # Where float32 sums decide by their last bits, the first step's losses agree: what differs is tiny. Adam makes steps
-    # of it, so that later ones are as near as those of the float64 rule, the other end of what a processor may do.
+    # Where float32 sums decide by their last bits, the first step's losses agree: what differs is tiny. Adam makes
+    # steps of it, so that later ones are as near as the float64 rule's, the other end of what a processor may do.
     tolerance = torch.full((5,), SATURATED_RUN if name == "traj_topafa_unit" else 1e-5)
     tolerance[0] = 1e-5
     for ours, theirs in LOSSES.items():
