@@ -104,14 +104,21 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
 
     @torch.no_grad()
     def norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Any]:
-        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred)."""
+        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred).
+
+        Tokens that are not finite are left out and counted: their codes are all of d_sae wide, and say nothing.
+        """
         dense, features = torch.linalg.vector_norm(x, dim=-1), feature_norm(feature_acts, self.W_dec, self.b_dec)
-        l0 = torch.count_nonzero(feature_acts, dim=-1).float()
+        finite = dense.isfinite() & features.isfinite()
+        # Masked by NaN, and not left out by index: how many there are would be something to wait for on a device.
+        dense, features = dense.where(finite, torch.nan), features.where(finite, torch.nan)
+        l0 = torch.count_nonzero(feature_acts, dim=-1).to(torch.float32).where(finite, torch.nan)
         return {
-            "afa_norm_ratio": (features / dense).median(),
+            "afa_norm_ratio": (features / dense).nanmedian(),
             "afa_epsilon_lbo": epsilon_lbo(dense, features, self.cfg.d_sae).nanmedian(),
-            "afa_frac_over_activated": (features > dense).float().mean(),
-            "l0_std": l0.std(correction=0),
+            "afa_frac_over_activated": (features > dense).sum() / finite.sum(),
+            "l0_std": (l0 - l0.nanmean()).square().nanmean().sqrt(),
+            "n_nonfinite": (~finite).sum(),
         }
 
     @override

@@ -22,6 +22,7 @@ def check_shape_fields(cfg: SAEConfig) -> None:
     name = type(cfg).__name__
     check_integer(cfg, "d_in", at_least=1)
     check_integer(cfg, "d_sae", at_least=1)
+    check_layer_norm_width(cfg)
     if not cfg.apply_b_dec_to_input:
         raise ValueError(
             f"{name}.apply_b_dec_to_input must be True, got {cfg.apply_b_dec_to_input!r}: the rule compares with"
@@ -31,6 +32,15 @@ def check_shape_fields(cfg: SAEConfig) -> None:
         raise ValueError(
             f"{name}.normalize_activations={cfg.normalize_activations!r} is not supported: it changes the norms that"
             f" the rule compares. Use one of {', '.join(map(repr, _NORMALIZATIONS))}."
+        )
+
+
+def check_layer_norm_width(cfg: SAEConfig) -> None:
+    """Raise ValueError for layer_norm of single numbers, which have no standard deviation."""
+    if cfg.normalize_activations == "layer_norm" and cfg.d_in < 2:
+        raise ValueError(
+            f"{type(cfg).__name__}.normalize_activations='layer_norm' needs d_in >= 2, got {cfg.d_in}: one number has"
+            " no standard deviation. Give normalize_activations='none'."
         )
 
 

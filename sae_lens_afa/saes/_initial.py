@@ -25,5 +25,8 @@ def unit_rows(sae: SAE[Any]) -> None:
 
 @torch.no_grad()
 def bias_from_mean(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"]) -> None:
-    """b_dec as the mean of a normalised batch."""
-    sae.b_dec.copy_(x.flatten(0, -2).mean(0, dtype=torch.promote_types(x.dtype, torch.float32)))
+    """b_dec as the mean of a normalised batch; tokens that are not finite have no part in it."""
+    rows = x.reshape(-1, x.shape[-1])
+    rows = rows[rows.isfinite().all(-1)]
+    if len(rows) > 0:
+        sae.b_dec.copy_(rows.mean(0, dtype=torch.promote_types(x.dtype, torch.float32)))

@@ -96,8 +96,8 @@ class RememberedLayerNorm(SAE[Any]):
             seen = "none was encoded yet" if found is None else f"the last one encoded was {list(found.std.shape[:-1])}"
             raise ValueError(
                 f"cannot decode a code of shape {list(feature_acts.shape)}: under normalize_activations='layer_norm'"
-                f" this needs the mean and standard deviation of each token of its batch {leading}, and {seen}. Encode these"
-                " tokens first and decode that batch, or train with normalize_activations='none'."
+                f" this needs the mean and standard deviation of each token of its batch {leading}, and {seen}."
+                " Encode these tokens first and decode that batch, or train with normalize_activations='none'."
             )
         if own is None:
             return decode(feature_acts)

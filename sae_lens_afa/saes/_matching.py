@@ -5,8 +5,10 @@ Mutual Choice keeps the largest pre-activations of the whole batch, Feature Choi
 nothing as large as the batch is ever sorted with its indices.
 
 Only positive pre-activations are matched, so fewer matches than allowed may be found. Among equal values at the
-cut the lowest index (of the batch, row by row; of the token) is matched first; float64 is compared as float32. NaN
-is passed through uncounted, so that it stays visible.
+cut the lowest index (of the batch, row by row; of the token) is matched first; float64 is compared as float32.
+
+A token that is not finite is passed through as it is, so that NaN and inf stay visible, and is as if it were not in
+the batch: it is matched with nothing, and takes its share of the matches with it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,16 @@ from torch.autograd.function import FunctionCtx
 
 from sae_lens_afa._memory import in_shape
 
-__all__ = ["feature_choice", "firing_counts", "mutual_choice"]
+__all__ = [
+    "as_compared",
+    "feature_choice",
+    "finite_tokens",
+    "firing_counts",
+    "just_below",
+    "matches_of",
+    "mutual_choice",
+    "reached_counts",
+]
 
 _SMALLEST = 2.0**-149  # positive float32
 _SAMPLES = 2**15
@@ -36,7 +47,8 @@ def mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         `acts` with all other entries zeroed, and the cut, float32 []: the smallest value kept, or 0 where fewer
-        than `n_matches` entries are positive. The gradient is that of a constant mask.
+        than `n_matches` entries are positive, or NaN where no token is finite. The gradient is that of a constant
+        mask.
     """
     return torch.ops.sae_lens_afa.mutual_choice(acts, n_matches)
 
@@ -59,11 +71,57 @@ def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
     """On how many tokens each feature of `acts` [..., d_sae] is larger than `above`, one or its own: int64 [d_sae]."""
+    return _counts(acts, lambda part: part > above)
+
+
+@torch.no_grad()
+def reached_counts(acts: Tensor, threshold: Tensor) -> Tensor:
+    """On how many tokens each feature of `acts` is positive and at least its threshold [d_sae]: int64 [d_sae]."""
+    lowest = threshold.clamp(min=_SMALLEST)
+    return _counts(acts, lambda part: as_compared(part) >= lowest)
+
+
+def just_below(threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest value of `dtype` that is less than a float32 threshold, and not negative; NaN for NaN.
+
+    What reaches the threshold is what exceeds this: JumpReLU's comparison.
+    """
+    lower = torch.nextafter(threshold, torch.full_like(threshold, -torch.inf)).clamp(min=0)
+    rounded = lower.to(dtype)
+    if dtype not in (torch.float16, torch.bfloat16):
+        return rounded
+    # Rounded to the nearest, which may be the threshold itself or beyond; positive floats are ordered as their bits.
+    return torch.where(rounded > lower, (rounded.view(torch.int16) - 1).view(dtype), rounded)
+
+
+def _counts(acts: Tensor, fires: Callable[[Tensor], Tensor]) -> Tensor:
     rows = acts.reshape(-1, acts.shape[-1])
     counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=acts.device)
     for part in rows.split(_rows_per_block(rows)):
-        counts += (part > above).sum(0)
+        counts += fires(part).sum(0)
     return counts
+
+
+@torch.no_grad()
+def finite_tokens(acts: Tensor) -> Tensor | None:
+    """Which tokens of `acts` [..., d_sae] are finite in all entries, bool [...]; None where all are."""
+    # One pass with nothing kept: a sum is finite only if all its terms are.
+    accurate = torch.promote_types(acts.dtype, torch.float32)
+    if bool(acts.sum(dtype=accurate).isfinite()):
+        return None
+    rows = acts.reshape(-1, acts.shape[-1])
+    finite = torch.cat([part.isfinite().all(-1) for part in rows.split(_rows_per_block(rows))])
+    return None if bool(finite.all()) else finite.view(acts.shape[:-1])
+
+
+def matches_of(n_matches: int, n_finite: int, n_tokens: int) -> int:
+    """How many of a batch's matches its finite tokens have."""
+    return n_matches if n_finite == n_tokens else round(n_matches * n_finite / n_tokens)
+
+
+def as_compared(acts: Tensor) -> Tensor:
+    """As values are compared: float64 as float32, all else as it is."""
+    return acts.float() if acts.dtype == torch.float64 else acts
 
 
 def _rows_per_block(rows: Tensor) -> int:
@@ -160,14 +218,20 @@ def _drop_feature_surplus(out: Tensor, cuts: Tensor, surplus: Tensor) -> None:
 
 
 def _applied(keep: Callable[[Tensor], tuple[Tensor, Tensor]], acts: Tensor) -> tuple[Tensor, Tensor]:
-    """What `keep` makes of [tokens, d_sae], in the shape and dtype of `acts`; float64 is compared as float32."""
+    """What `keep` makes of the finite ones of [tokens, d_sae], in the shape and dtype of `acts`."""
     rows = acts.detach().reshape(-1, acts.shape[-1])
-    if rows.dtype != torch.float64:
-        out, cut = keep(rows)
-    else:
-        out, cut = keep(rows.float())
-        out = torch.where(out == 0, 0, rows)
+    finite = finite_tokens(rows)
+    if finite is None:
+        out, cut = _kept(keep, rows)
+        return in_shape(out, acts.shape), cut
+    out = rows.clone(memory_format=torch.contiguous_format)
+    out[finite], cut = _kept(keep, rows[finite])
     return in_shape(out, acts.shape), cut
+
+
+def _kept(keep: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor) -> tuple[Tensor, Tensor]:
+    out, cut = keep(as_compared(rows))
+    return (torch.where(out == 0, 0, rows) if rows.dtype == torch.float64 else out), cut
 
 
 # Custom operators, so that torch.compile keeps its graph whole around the data-dependent selection.
@@ -175,10 +239,15 @@ def _applied(keep: Callable[[Tensor], tuple[Tensor, Tensor]], acts: Tensor) -> t
     "sae_lens_afa::mutual_choice", mutates_args=(), schema="(Tensor acts, int n_matches) -> (Tensor, Tensor)"
 )
 def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
+    n_tokens = acts.shape[:-1].numel()
+
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
-        cut = _global_cut(rows, n_matches)
+        here = matches_of(n_matches, len(rows), n_tokens)
+        if here == 0:
+            return torch.zeros_like(rows), torch.full((), torch.nan, device=rows.device)
+        cut = _global_cut(rows, here)
         out, counts = _keep_from(rows, cut)
-        _drop_global_surplus(out, cut, int(counts.sum()) - n_matches)
+        _drop_global_surplus(out, cut, int(counts.sum()) - here)
         return out, cut
 
     return _applied(keep, acts)
@@ -188,10 +257,15 @@ def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
     "sae_lens_afa::feature_choice", mutates_args=(), schema="(Tensor acts, Tensor n_matches) -> (Tensor, Tensor)"
 )
 def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
+    n_tokens = acts.shape[:-1].numel()
+
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
-        cuts = _feature_cuts(rows, n_matches)
+        if len(rows) == 0:
+            return rows, torch.full(n_matches.shape, torch.nan, device=rows.device)
+        here = n_matches if len(rows) == n_tokens else (n_matches * (len(rows) / n_tokens)).round().long()
+        cuts = _feature_cuts(rows, here)
         out, counts = _keep_from(rows, cuts)
-        _drop_feature_surplus(out, cuts, counts - n_matches)
+        _drop_feature_surplus(out, cuts, counts - here)
         return out, cuts
 
     return _applied(keep, acts)

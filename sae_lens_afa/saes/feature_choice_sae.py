@@ -15,7 +15,7 @@ This package's choices, since there is no public implementation:
 - Inference must not depend on the batch, so each feature has a threshold that is tracked while training and saved in
   a JumpReLU SAE. A moving average of the cuts would not do: fewer than m values exceed the expected value of the m-th
   of B (0.56 of them for m = 1 and an exponential tail), and it lags behind a changing SAE. The threshold is steered
-  instead: it rises by a small factor when more tokens of a batch exceed it than the feature is matched with, and falls
+  instead: it rises by a small factor when more tokens of a batch reach it than the feature is matched with, and falls
   when fewer do. So it settles where a feature fires as often at inference as in training, whether or not it uses all
   its matches, and also where it has less than one match per batch.
 """
@@ -24,14 +24,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.saes._checks import check_choice, check_integer, check_number
-from sae_lens_afa.saes._matching import feature_choice, firing_counts
+from sae_lens_afa.saes._matching import feature_choice, finite_tokens, firing_counts, reached_counts
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, expected_densities, fit_zipf
@@ -52,7 +53,7 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
         zipf_offset: Its offset; None fits it, too, or takes 0 if there is nothing to fit it to.
         feature_choice_start_step: Training steps as Mutual Choice before Feature Choice starts. 0: from the first.
             A number of steps, because an SAE in SAELens' trainer does not know how many there will be.
-        feature_threshold_lr: Factor by which a threshold moves in a batch, if twice the tokens exceed it.
+        feature_threshold_lr: Factor by which a threshold moves in a batch, if twice the tokens reach it.
         dying_fraction: A feature counts as under-used, and is trained on the residual, if its density is below this
             fraction of what the law expects of its rank. 0: dead features only, as in SAELens.
 
@@ -103,7 +104,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
     """Feature Choice SAE, a Mutual Choice SAE until `feature_choice_start_step`.
 
     Attributes:
-        feature_threshold: What a feature's activation has to exceed in eval mode and once saved, [d_sae].
+        feature_threshold: What a feature's activation has to reach in eval mode and once saved, [d_sae].
         n_choice_batches: Batches of Feature Choice so far. With the law, it says in which phase a resumed run is.
     """
 
@@ -136,6 +137,24 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         if self._n_choice_batches is None:
             self._n_choice_batches = int(self.n_choice_batches)
         return self._n_choice_batches
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        output = super().training_forward_pass(step_input)
+        if self.choosing:
+            self._report_thresholds(output)
+        return output
+
+    @uncompiled
+    def _report_thresholds(self, output: TrainStepOutput) -> None:
+        """The thresholds in force in place of the first phase's, which stands still; computed only where logged."""
+        del output.metrics["topk_threshold"]
+        threshold = self.feature_threshold
+        output.metrics |= {
+            "feature_threshold_mean": threshold.mean,
+            "feature_threshold_min": threshold.min,
+            "feature_threshold_max": threshold.max,
+        }
 
     @override
     def prepare(self, step: int) -> None:
@@ -175,8 +194,10 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             return ZipfLaw(cfg.zipf_exponent or 0.0, cfg.zipf_offset or 0.0)
         density = self.density
         if self.n_observed == 0 and hidden_pre is not None:
-            counts = firing_counts(super().share_out(hidden_pre.detach())[0])
-            density = (counts / hidden_pre.shape[:-1].numel()).to(density.dtype)
+            acts = super().share_out(hidden_pre.detach())[0]
+            finite = finite_tokens(acts)
+            acts = acts if finite is None else acts[finite]
+            density = (firing_counts(acts) / max(1, acts.shape[:-1].numel())).to(density.dtype)
         return fit_zipf(density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
 
     @uncompiled
@@ -207,15 +228,16 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
 
     @torch.no_grad()
     def _steer_thresholds(self, hidden_pre: Tensor, counts: Tensor) -> None:
-        """Move each threshold towards where it is exceeded as often as the feature is matched, which is `counts`."""
+        """Move each threshold towards where it is reached as often as the feature is matched, which is `counts`."""
         assert self._cut is not None
         cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
         if self.turn == 0:
             # A feature without a match in the first batch starts above all of it.
             largest = hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float()
+            largest = torch.nextafter(largest, torch.full_like(largest, torch.inf))
             self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
         else:
-            excess = firing_counts(hidden_pre, threshold) - counts
+            excess = reached_counts(hidden_pre, threshold) - counts
             usual = (self.density * hidden_pre.shape[:-1].numel()).clamp(min=1)
             change = self.cfg.feature_threshold_lr * (excess / usual).clamp(-_LARGEST_STEP, _LARGEST_STEP)
             # From 0, where a factor moves nothing, by the same share of the cut.
@@ -245,9 +267,3 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         if self.cfg.rescale_acts_by_decoder_norm:
             # In units of hidden_pre * ||d_i||, as BatchTopK's threshold is.
             self.feature_threshold /= scaling_factor
-
-    @override
-    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
-        super().process_state_dict_for_saving_inference(state_dict)
-        if self.choosing:
-            state_dict["threshold"] = self.feature_threshold.to(self.dtype)

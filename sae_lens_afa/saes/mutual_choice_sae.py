@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
@@ -26,9 +27,9 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.saes._checks import check_integer, check_number
+from sae_lens_afa.saes._checks import check_integer, check_layer_norm_width, check_number
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
-from sae_lens_afa.saes._matching import firing_counts, mutual_choice
+from sae_lens_afa.saes._matching import as_compared, finite_tokens, firing_counts, just_below, matches_of, mutual_choice
 from sae_lens_afa.saes._step import for_hooks
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
@@ -66,11 +67,19 @@ class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
         super().__post_init__()
         check_integer(self, "d_in", at_least=1)
         check_integer(self, "d_sae", at_least=1)
-        check_number(self, "k", positive=True, at_most=self.d_sae)
+        check_number(self, "k", positive=True)
+        if self.k > self.d_sae:
+            default = type(self).__dataclass_fields__["k"].default
+            default = ", which is the default where k is not given" if self.k == default else ""
+            raise ValueError(
+                f"{type(self).__name__}.k must be at most {self.d_sae}, got {self.k!r}{default}: give k, the average"
+                f" number of active features per token, up to d_sae = {self.d_sae}."
+            )
         check_number(self, "dying_fraction", at_most=1)
         check_number(self, "aux_loss_coefficient")
         check_number(self, "density_lr", positive=True, at_most=1)
         check_number(self, "topk_threshold_lr", positive=True, at_most=1)
+        check_layer_norm_width(self)
         if self.use_sparse_activations:
             raise ValueError(f"{type(self).__name__}.use_sparse_activations must be False: activations are dense.")
         if self.normalize_activations not in _NORMALIZATIONS:
@@ -115,7 +124,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     def match(self, hidden_pre: Tensor) -> Tensor:
         """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
         if not self.training:
-            return torch.where(hidden_pre <= self.threshold, 0, hidden_pre)  # NaN stays visible
+            return torch.where(as_compared(hidden_pre) < self.threshold, 0, hidden_pre)  # NaN stays visible
         acts, cut = self.share_out(hidden_pre)
         self._cut = cut.detach()
         return for_hooks(acts, self.hook_sae_acts_post)
@@ -141,7 +150,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @property
     def threshold(self) -> Tensor:
-        """What an activation has to exceed in eval mode, [1] or [d_sae]."""
+        """What an activation has to reach in eval mode, float32 [1] or [d_sae]: the cut of a batch is a match, too."""
         return self.topk_threshold.float().reshape(1)
 
     @override
@@ -150,9 +159,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
             return super().training_forward_pass(step_input)
         self.begin_step(step_input.n_training_steps)
         output = super().training_forward_pass(step_input)
-        counts = firing_counts(output.feature_acts.detach())
-        self.end_step(output.hidden_pre.detach(), counts)
-        output.metrics["unused_matches"] = self.budget(output.hidden_pre) - counts.sum()
+        output.metrics["unused_matches"] = self._track(output.hidden_pre.detach(), output.feature_acts.detach())
         output.metrics["under_used_features"] = 0 if self._under_used is None else self._under_used.sum()
         if self.expected_by_rank() is not None:
             output.metrics |= {"zipf_exponent": self.zipf_law[0], "zipf_offset": self.zipf_law[1]}
@@ -168,6 +175,18 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
         self.refit_law_if_due(step)
 
     @uncompiled
+    def _track(self, hidden_pre: Tensor, feature_acts: Tensor) -> Tensor:
+        """Take a batch into what is tracked, by its finite tokens; the matches that found no activation."""
+        n_matches, n_tokens, finite = self.budget(hidden_pre), hidden_pre.shape[:-1].numel(), finite_tokens(hidden_pre)
+        if finite is not None:
+            hidden_pre, feature_acts = hidden_pre[finite], feature_acts[finite]
+        n_finite = hidden_pre.shape[:-1].numel()
+        counts = firing_counts(feature_acts)
+        if n_finite > 0:
+            self.end_step(hidden_pre, counts)
+        return matches_of(n_matches, n_finite, n_tokens) - counts.sum()
+
+    @uncompiled
     def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
         """What is tracked of a batch: its pre-activations [..., d_sae], and on how many tokens each feature fired."""
         self.observe_densities(counts, hidden_pre.shape[:-1].numel())
@@ -178,7 +197,16 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     def update_topk_threshold(self, acts_topk: Tensor) -> None:
         if self.training and self._cut is not None:
             rate = max(self.cfg.topk_threshold_lr, 1 / (self.n_observed + 1))
-            self.topk_threshold.lerp_(self._cut.to(self.topk_threshold.dtype), rate)
+            cut = self._cut.to(self.topk_threshold.dtype)
+            # NaN is the cut of a batch without a finite token: it says nothing.
+            self.topk_threshold.lerp_(torch.where(cut.isnan(), self.topk_threshold, cut), rate)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        # A JumpReLU's activation has to exceed its threshold.
+        saved = state_dict["threshold"]
+        state_dict["threshold"] = just_below(self.threshold, saved.dtype).expand_as(saved).contiguous()
 
     @override
     def calculate_aux_loss(

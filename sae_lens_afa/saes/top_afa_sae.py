@@ -32,7 +32,7 @@ from sae_lens_afa.saes._checks import (
     check_shape_fields,
 )
 from sae_lens_afa.saes._dead_latents import dead_latent_loss
-from sae_lens_afa.saes._matching import firing_counts
+from sae_lens_afa.saes._matching import finite_tokens, firing_counts
 from sae_lens_afa.saes._step import code
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
@@ -275,7 +275,10 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
     @uncompiled
     def _observe(self, feature_acts: Tensor) -> None:
         if self.cfg.dying_fraction > 0 and self.training:
-            self.observe_densities(firing_counts(feature_acts), feature_acts.shape[:-1].numel())
+            finite = finite_tokens(feature_acts)
+            feature_acts = feature_acts if finite is None else feature_acts[finite]
+            if feature_acts.numel() > 0:
+                self.observe_densities(firing_counts(feature_acts), feature_acts.shape[:-1].numel())
 
     @property
     def _loss_scale(self) -> int:

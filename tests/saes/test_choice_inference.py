@@ -66,7 +66,8 @@ def test_the_saved_model_is_a_jumprelu_with_the_outputs_of_eval_mode(tmp_path, v
 def test_saved_in_its_first_phase_it_has_the_global_threshold(tmp_path, variant):
     sae = build(variant)
     train(sae, batches(2))
-    assert torch.equal(to_inference(sae, tmp_path).threshold, sae.topk_threshold.float().expand(D_SAE))
+    below = torch.nextafter(sae.topk_threshold.float(), torch.tensor(0.0))  # JumpReLU keeps what exceeds it
+    assert torch.equal(to_inference(sae, tmp_path).threshold, below.expand(D_SAE))
 
 
 @ALL
@@ -152,6 +153,47 @@ def test_inference_l0_is_near_training_l0(variant, k, n_tokens):
     used = [l0(step(sae, torch.randn(n_tokens, D_IN), at + i).feature_acts) for i in range(50)]
     found = l0(sae.eval().encode(torch.randn(20_000, D_IN)))
     assert found == pytest.approx(sum(used) / len(used), rel=0.1)
+
+
+@ALL
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_the_match_on_the_cut_is_kept_after_training(tmp_path, variant, dtype):
+    sae = build(variant, dtype=dtype, rescale_acts_by_decoder_norm=False)
+    (x,) = batches(1)
+    matched = train(sae, [x]).feature_acts > 0
+    for trained in (sae.eval(), to_inference(sae, tmp_path)):
+        kept = trained.encode(x) > 0
+        assert (kept | ~matched).all()
+        # In bfloat16 other values equal the cut, too.
+        assert dtype == "bfloat16" or torch.equal(kept, matched)
+
+
+@ALL
+def test_a_threshold_that_is_not_a_number_is_saved_as_it_is(tmp_path, variant):
+    sae = build(variant)
+    train(sae, batches(1))
+    for name in ("topk_threshold", "feature_threshold"):
+        if name in sae._buffers:
+            sae.get_buffer(name).fill_(torch.nan)
+    assert to_inference(sae, tmp_path).threshold.isnan().all()
+
+
+@ALL
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_the_threshold_in_force_is_logged(variant, mode):
+    sae = build(variant)
+    train(sae, batches(2))
+    metrics = step(sae.train(mode == "train"), *batches(1), at=2).metrics
+    per_feature = {name for name in metrics if name.startswith("feature_threshold")}
+    if sae.threshold.numel() == 1:
+        assert not per_feature
+        assert metrics["topk_threshold"] == sae.topk_threshold
+    else:
+        assert "topk_threshold" not in metrics  # that of a phase which is over
+        assert per_feature == {"feature_threshold_mean", "feature_threshold_min", "feature_threshold_max"}
+        for name in per_feature:
+            assert callable(metrics[name])  # computed on logging steps only
+            assert metrics[name]() == getattr(sae.feature_threshold, name.split("_")[-1])()
 
 
 def test_features_without_a_positive_pre_activation_stay_silent():

@@ -29,7 +29,8 @@ ALL = pytest.mark.parametrize("variant", VARIANTS)
     [
         ("d_in", 0, "integer >= 1, got 0"),
         ("k", 0, "> 0, got 0"),
-        ("k", D_SAE + 1, "at most 40, got 41"),
+        ("k", D_SAE + 1, "at most 40, got 41: give k"),
+        ("k", 100, "at most 40, got 100, which is the default where k is not given: give k"),
         ("dying_fraction", -0.1, ">= 0, got -0.1"),
         ("dying_fraction", 1.1, "at most 1, got 1.1"),
         ("density_lr", 0.0, "> 0, got 0.0"),

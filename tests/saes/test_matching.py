@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_lens_afa.saes import _matching
-from sae_lens_afa.saes._matching import feature_choice, firing_counts, mutual_choice
+from sae_lens_afa.saes._matching import feature_choice, firing_counts, just_below, mutual_choice, reached_counts
 
 
 @st.composite
@@ -91,14 +91,26 @@ def test_a_batch_with_few_values_far_out_is_cut_exactly():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_stays_visible_and_is_not_counted(dtype):
-    acts = torch.randn(20, 30).to(dtype)
-    acts[3, 4] = torch.nan
-    clean = acts.nan_to_num(-1.0)
-    for call in (lambda a: mutual_choice(a, 50), lambda a: feature_choice(a, torch.full((30,), 5))):
-        out, expected = call(acts)[0], call(clean)[0]
-        assert out[3, 4].isnan()
-        assert torch.equal(out.nan_to_num(0.0), expected)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_token_that_is_not_finite_stays_as_it_is_and_takes_its_share_of_the_matches_with_it(bad, dtype):
+    acts = torch.randn(2, 10, 30).to(dtype)
+    acts[1, 3, 4] = bad
+    others = torch.arange(20) != 13
+    clean = acts.reshape(20, 30)[others]
+    for out, expected in (
+        (mutual_choice(acts, 50)[0], reference.mutual_choice(clean, 48)),  # 50 * 19 / 20, to even
+        (feature_choice(acts, torch.full((30,), 12))[0], reference.feature_choice(clean, [11] * 30)),
+    ):
+        rows = out.reshape(20, 30)
+        assert torch.equal(rows[others], expected)
+        torch.testing.assert_close(rows[13], acts[1, 3], rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_batch_without_a_finite_token_has_no_cut():
+    acts = torch.full((4, 6), torch.nan)
+    for out, cut in (mutual_choice(acts, 5), feature_choice(acts, torch.full((6,), 2))):
+        assert out.isnan().all()
+        assert cut.isnan().all()
 
 
 def test_float64_is_compared_as_float32():
@@ -135,6 +147,26 @@ def test_firing_counts_are_per_feature(acts):
     assert torch.equal(firing_counts(acts), (rows > 0).sum(0))
     above = torch.rand(acts.shape[-1])
     assert torch.equal(firing_counts(acts, above), (rows > above).sum(0))
+    assert torch.equal(reached_counts(acts, above), ((rows.float() >= above) & (rows > 0)).sum(0))
+    assert torch.equal(reached_counts(acts, 0 * above), (rows > 0).sum(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_exceeds_the_value_just_below_a_threshold_reaches_the_threshold(dtype):
+    threshold = torch.cat([torch.rand(200), torch.tensor([0.0, 2.0**-149, 1.0, 65520.0, 3e38])])
+    threshold[:100] = threshold[:100].to(dtype).float()  # where a value of this dtype lies on the threshold
+    below = just_below(threshold, dtype)
+    assert below.dtype == dtype
+    assert (below >= 0).all()
+    values = threshold[:, None].to(dtype) * torch.tensor([0.98, 1.0, 1.02], dtype=dtype)
+    values = torch.cat([values, threshold.to(dtype)[:, None], below[:, None]], dim=-1)
+    reaches = (values.float() >= threshold[:, None]) & (values > 0)
+    assert torch.equal(values > below[:, None], reaches)
+
+
+def test_a_threshold_that_is_not_a_number_stays_visible():
+    for dtype in (torch.bfloat16, torch.float32):
+        assert just_below(torch.tensor([torch.nan]), dtype).isnan().all()
 
 
 def test_operators_pass_torch_s_own_check():
