@@ -57,6 +57,16 @@ def test_they_are_saelens_figures(model, sae, dataset):
         assert getattr(result, name) == pytest.approx(theirs[name], rel=1e-5), name
 
 
+def test_special_tokens_that_it_was_not_trained_on_keep_their_activations(model, sae, dataset):
+    sae.cfg.metadata.exclude_special_tokens = True
+    n = PROMPTS * CONTEXT
+    result = run_afa_evals(sae, store(model, sae, dataset), model, tokens=n, cross_entropy_tokens=n, progress=False)
+    tokens = store(model, sae, dataset).get_batch_tokens(PROMPTS)
+    special = (tokens == model.tokenizer.bos_token_id)[..., None]
+    expected = losses(model, tokens, lambda acts: torch.where(special, acts, sae(acts))).double().mean()
+    assert result.ce_loss_with_sae == pytest.approx(float(expected), rel=1e-6)
+
+
 def test_on_the_first_tokens_only(model, sae, dataset, monkeypatch):
     seen = []
     forward = model.forward

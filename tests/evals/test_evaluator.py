@@ -147,6 +147,22 @@ def test_a_diverged_sae_does_not_end_the_run(sae):
     assert log == {"afa/n_tokens": 0, "afa/n_nonfinite": 5, "afa/d_sae": 16}
 
 
+def test_tokens_with_nan_are_logged_apart(sae):
+    held_out = torch.randn(7, 8)
+    log = AFAEvaluator(activations=torch.cat([held_out, torch.full((2, 8), torch.nan)]))(
+        sae, iter([]), ActivationScaler()
+    )
+    clean = AFAEvaluator(activations=held_out)(sae, iter([]), ActivationScaler())
+    assert log == pytest.approx({**clean, "afa/n_nonfinite": 2})
+
+
+def test_activations_that_require_grad_are_judged_as_they_are(sae):
+    held_out = torch.randn(7, 8)
+    for change in (lambda x: x.requires_grad_(), lambda x: x.requires_grad_() * 1):
+        log = AFAEvaluator(activations=change(held_out.clone()))(sae, iter([]), ActivationScaler())
+        assert log == AFAEvaluator(activations=held_out)(sae, iter([]), ActivationScaler())
+
+
 def test_no_batches_is_refused():
     with pytest.raises(ValueError, match="n_batches must be at least 1"):
         AFAEvaluator(n_batches=0)

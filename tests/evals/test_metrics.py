@@ -409,3 +409,13 @@ def test_reconstructions_come_with_every_batch_or_with_none():
     other.update(**without)
     with pytest.raises(ValueError, match="different figures"):
         metrics.merge(other)
+
+
+@pytest.mark.parametrize("leaf", [True, False])
+def test_tensors_that_require_grad_give_the_same_figures(leaf):
+    plain = batch(3, 20)
+    with_grad = {name: x.clone().requires_grad_() * (1 if leaf else torch.ones(())) for name, x in plain.items()}
+    assert judged(with_grad) == judged(plain)
+    z, f = torch.rand(5), torch.rand(5)
+    norms = AFAMetrics.from_norms(z.clone().requires_grad_(), f.clone().requires_grad_(), d_sae=3).compute()
+    assert norms == AFAMetrics.from_norms(z, f, d_sae=3).compute()

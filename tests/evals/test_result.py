@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from sae_lens_afa import AFAMetrics, AFAResult, evaluate_activations
 from sae_lens_afa.evals import results_table
+from sae_lens_afa.evals.report import read_report
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
 
 FORM = [
     *(f"{name}_median" for name in ("dense_norm", "feature_norm", "norm_ratio", "activation_ratio", "epsilon_lbo")),
@@ -73,11 +77,57 @@ def test_another_version_is_refused(text):
         AFAResult.from_json(text)
 
 
-def test_missing_and_unknown_figures_are_named(result):
+def test_figures_that_are_missing_are_unknown(result):
     data = result.to_dict()
-    del data["l0_mean"]
-    with pytest.raises(ValueError, match="'l0_mean', 'new'"):
-        AFAResult.from_dict({**data, "new": 1.0})
+    del data["l0_q05"], data["ce_loss_score"]
+    assert AFAResult.from_dict(data) == dataclasses.replace(result, l0_q05=None)
+    assert "5-95 %" in str(AFAResult.from_dict(data))
+
+
+def test_figures_that_are_unknown_are_left_out_and_named_once(result):
+    both = result.with_outliers_left_out(result, 4.5)
+    with pytest.warns(UserWarning, match=r"not know are left out: \['new', 'without_outliers_newer'\]") as caught:
+        assert AFAResult.from_dict({**both.to_dict(), "new": 1.0, "without_outliers_newer": 2}) == both
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("name", ["n_tokens", "n_nonfinite", "d_sae", "without_outliers_n_tokens"])
+def test_without_its_counts_it_is_no_result(result, name):
+    data = result.with_outliers_left_out(result, 4.5).to_dict()
+    del data[name]
+    with pytest.raises(ValueError, match=rf"\['{name}'\] missing; run the evaluation again"):
+        AFAResult.from_dict(data)
+
+
+def test_evaluations_of_earlier_versions_are_read(tmp_path):
+    """The published one, and one of a version that knew neither quantiles of L0 nor the cross-entropy."""
+    data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
+    (tmp_path / "metrics.json").write_text(json.dumps(data))
+    assert read_report(tmp_path).results["demo"].l0_q05 == data["saes"]["demo"]["figures"]["l0_q05"]
+    figures = data["saes"]["demo"]["figures"]
+    data["saes"]["demo"]["figures"] = {
+        name: value for name, value in figures.items() if not name.startswith(("ce_", "l0_q", "nmse_q"))
+    }
+    (tmp_path / "metrics.json").write_text(json.dumps(data))
+    old = read_report(tmp_path).results["demo"]
+    assert old.l0_q05 is old.ce_loss_score is None
+    assert old.l0_mean == figures["l0_mean"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("saes"), r"metrics.json has no 'saes'; run the evaluation again"),
+        (lambda data: data["saes"]["demo"].pop("figures"), r"metrics.json has no 'figures'"),
+        (lambda data: data["saes"]["demo"]["figures"].pop("d_sae"), r"metrics.json: .*\['d_sae'\] missing"),
+    ],
+)
+def test_a_damaged_evaluation_is_named(tmp_path, change, message):
+    data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
+    change(data)
+    (tmp_path / "metrics.json").write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        read_report(tmp_path)
 
 
 def test_a_row_per_result(result):

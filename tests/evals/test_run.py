@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from sae_lens import HookedSAETransformer
 from sae_lens import saes as lens
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import JumpReLUSkipTranscoder, JumpReLUTranscoder, SkipTranscoder, Transcoder
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
+from transformer_lens import HookedTransformerConfig
 
-from sae_lens_afa import AFAResult, TopAFATrainingSAE, TopAFATrainingSAEConfig, evaluate_activations
-from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa import AFAResult, TopAFATrainingSAE, TopAFATrainingSAEConfig, evaluate_activations, export_jumprelu
+from sae_lens_afa.evals.run import SAEJudge
+from sae_lens_afa.evals.sae_space import SAESpace, architecture_of
 from sae_lens_afa.functional import feature_norm
 
 D_IN, D_SAE, TOKENS = 12, 40, 30
@@ -30,6 +34,9 @@ OPTIONS = {
 # By their configs.
 REFUSED_NORMALIZATION = {"constant_norm_rescale": {"top_afa", "afa_threshold", "mutual_choice", "feature_choice"}}
 REFUSED = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder", "temporal"}
+TINY = HookedTransformerConfig(
+    n_layers=1, d_model=D_IN, n_ctx=8, n_heads=3, d_head=4, d_vocab=9, act_fn="gelu", seed=0, device="cpu"
+)
 NORMALIZATIONS = ["none", "layer_norm", "constant_norm_rescale"]
 TRAINING = sorted(SAE_TRAINING_CLASS_REGISTRY)
 INFERENCE = sorted(set(SAE_CLASS_REGISTRY) - REFUSED)
@@ -50,7 +57,7 @@ def randomise(sae: SAE) -> SAE:
     sae.W_dec.data = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=-1)
     if "matching_pursuit" not in sae.cfg.architecture():
         sae.W_dec.data *= 0.5 + torch.rand(D_SAE, 1)
-        sae.W_enc.data = sae.W_dec.data.T.clone()
+        sae.W_enc.data = sae.W_dec.data.T.contiguous()
     return sae
 
 
@@ -172,6 +179,84 @@ def test_hooks_on_the_sae_stay_and_ours_are_gone():
     assert not sae.hook_sae_recons.fwd_hooks
 
 
+def attach(sae: SAE, how: str) -> SAE:
+    """The SAE as it is after it was in a model, in one way or another."""
+    model = HookedSAETransformer(TINY)
+    model.add_sae(sae, use_error_term=how == "error term")
+    model(torch.tensor([[1, 2, 3]]))
+    if how == "taken off again":
+        model.reset_saes()
+    return copy.deepcopy(sae) if how == "a copy" else sae
+
+
+@pytest.mark.parametrize(
+    ("architecture", "training"),
+    [(name, training) for training, names in ((True, TRAINING), (False, INFERENCE)) for name in names],
+)
+def test_an_sae_that_was_attached_to_a_model_is_judged_as_before(architecture, training):
+    sae = build(architecture, training=training)
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    x = activations(TOKENS)
+    before = evaluate_activations(sae, x)
+    assert evaluate_activations(attach(sae, "taken off again"), x) == before
+    assert sae.hook_sae_input.name == "blocks.0.hook_resid_pre.hook_sae_input"
+
+
+@pytest.mark.parametrize("normalization", ["none", "layer_norm"])
+@pytest.mark.parametrize("how", ["still there", "error term", "a copy"])
+def test_however_it_is_attached(how, normalization):
+    sae = build("top_afa", training=False, normalize_activations=normalization)
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    x = activations(TOKENS)
+    before = evaluate_activations(sae, x)
+    attached = attach(sae, how)
+    assert evaluate_activations(attached, x) == before
+    assert isinstance(attached, SAE)
+
+
+def test_on_all_heads_of_a_model_it_is_attached_to():
+    sae = build("standard", training=False, reshape_activations="hook_z")
+    sae.cfg.metadata.hook_name = "blocks.0.attn.hook_z"
+    x = activations(5, 6).unflatten(-1, (3, 4))
+    before = evaluate_activations(sae, x)
+    assert evaluate_activations(attach(sae, "still there"), x) == before
+    assert sae(x).shape == x.shape
+
+
+def test_the_model_s_own_hooks_in_it_stay():
+    sae = build("standard", training=False)
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_pre"
+    model, seen = HookedSAETransformer(TINY), []
+    look = ("blocks.0.hook_resid_pre.hook_sae_acts_post", lambda acts, hook: seen.append(acts.shape[0]))
+    with model.saes(saes=[sae]), model.hooks([look]):
+        evaluate_activations(sae, activations(3))
+        model(torch.tensor([[1, 2]]))
+    assert seen == [3, 1]
+
+
+@pytest.mark.parametrize("normalization", ["layer_norm", "constant_norm_rescale"])
+def test_what_was_encoded_before_can_still_be_decoded(normalization):
+    sae = build("topk", training=False, normalize_activations=normalization)
+    x = activations(5)
+    expected = sae(x)
+    acts = sae.encode(x)
+    evaluate_activations(sae, activations(7))
+    torch.testing.assert_close(sae.decode(acts), expected)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("leaf", [True, False])
+def test_activations_that_require_grad_are_judged_without_their_graph(normalization, leaf):
+    sae = build("standard", training=True, normalize_activations=normalization)
+    x = activations(TOKENS)
+    with_grad = x.clone().requires_grad_() * (1 if leaf else torch.ones(()))
+    options = {"outlier_norm_multiple": 3.0}
+    assert evaluate_activations(sae, with_grad, **options) == evaluate_activations(sae, x, **options)
+    judge = SAEJudge(sae, **options)
+    judge.add(with_grad)
+    assert not any(rows.requires_grad for rows, _ in judge._waiting)
+
+
 def test_layer_norm_norms_can_be_seen_in_raw_units():
     sae = build("top_afa", training=False, normalize_activations="layer_norm")
     x = activations(200)
@@ -186,6 +271,10 @@ def test_layer_norm_norms_can_be_seen_in_raw_units():
     torch.testing.assert_close(torch.tensor(raw.tokens.squared_error), expected_error, rtol=1e-3, atol=1e-7)
     assert raw.norm_ratio_median == pytest.approx(constant.norm_ratio_median, rel=1e-9)
     assert raw.nmse_median == pytest.approx(constant.nmse_median, rel=1e-9)
+    # What they are multiplied by is beside them, unless they are already.
+    torch.testing.assert_close(torch.tensor(constant.tokens.token_std), std.double(), rtol=1e-5, atol=0)
+    assert raw.tokens.token_std.isna().all()
+    assert evaluate_activations(build("standard", training=False), x).tokens.token_std.isna().all()
     with pytest.raises(ValueError, match=r"rescale_by_token_std.*layer_norm.*'none'"):
         evaluate_activations(build("standard", training=False), x, rescale_by_token_std=True)
 
@@ -323,6 +412,20 @@ def test_nan_rows_are_counted():
     assert (result.n_tokens, result.n_nonfinite, result.without_outliers.n_tokens) == (19, 1, 19)
 
 
+@pytest.mark.parametrize("architecture", INFERENCE)
+def test_rows_with_nan_are_in_no_figure(architecture):
+    sae = build(architecture, training=False)
+    x = activations(20)
+    bad = x.clone()
+    bad[3, 5], bad[7, 0] = torch.nan, torch.inf
+    kept = [i for i in range(20) if i not in (3, 7)]
+    result = evaluate_activations(sae, bad)
+    assert result.n_nonfinite == 2
+    assert figures(dataclasses.replace(result, n_nonfinite=0)) == pytest.approx(
+        figures(evaluate_activations(sae, x[kept])), rel=1e-5
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [({"batch_size": 0}, "batch_size must be at least 1"), ({"outlier_norm_multiple": 0}, "must be > 0, got 0")],
@@ -342,3 +445,16 @@ def test_the_training_sae_of_top_afa_and_what_it_saves_agree(tmp_path):
     sae.save_inference_model(tmp_path)
     x = activations(50)
     assert evaluate_activations(sae, x) == evaluate_activations(SAE.load_from_disk(tmp_path), x)
+
+
+@pytest.mark.parametrize("architecture", TRAINING)
+def test_an_sae_is_called_what_it_was_trained_as(architecture, tmp_path):
+    build(architecture, training=True).save_inference_model(tmp_path)
+    assert architecture_of(SAE.load_from_disk(tmp_path)) == architecture
+
+
+def test_a_stand_in_is_called_what_it_is():
+    export = export_jumprelu(build("top_afa", training=False), activations(100))
+    export.cfg.metadata.training_architecture = "top_afa"
+    assert architecture_of(export) == "jumprelu"
+    assert architecture_of(build("standard", training=False)) == "standard"
