@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 from typing_extensions import TypeIs
 
-from sae_lens_afa._cli_defaults import DEMO_TOKENS, EVAL_TOKENS, PROMPTS
+from sae_lens_afa._cli_defaults import DEMO_EVAL_TOKENS, DEMO_TOKENS, EVAL_TOKENS, PROMPTS
 from sae_lens_afa._cli_errors import describe, describe_usage, is_raised_here
 from sae_lens_afa._cli_share import share
 from sae_lens_afa._cli_sweep import sweep
@@ -47,6 +47,7 @@ def options(
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for the trained SAEs.")] = Path("runs/demo"),
     tokens: Annotated[int, typer.Option(help="Training tokens of each.")] = DEMO_TOKENS,
+    eval_tokens: Annotated[int, typer.Option(help="Held-out tokens to evaluate on.")] = DEMO_EVAL_TOKENS,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output folder.")] = False,
     resume_from_checkpoint: Annotated[Path | None, typer.Option(help="Continue an interrupted demo.")] = None,
@@ -58,8 +59,9 @@ def demo(
     from sae_lens_afa.demo.run import run_demo
 
     results = run_demo(
-        output, tokens=tokens, device=device, overwrite=overwrite, resume_from_checkpoint=resume_from_checkpoint
-    )
+        output, tokens=tokens, eval_tokens=eval_tokens, device=device, overwrite=overwrite,
+        resume_from_checkpoint=resume_from_checkpoint,
+    )  # fmt: skip
     print(f"\n{table(results)}\n\nsaved in {' and '.join(r.folder for r in results)}; load one with")
     print(f'  import sae_lens_afa; from sae_lens import SAE; sae = SAE.load_from_disk("{results[0].folder}")')
 

@@ -117,11 +117,10 @@ def _eval_results(sae_id: str, facts: SAEFacts) -> list[EvalResult]:
             dataset_type=dataset_id(dataset) or "other",
             dataset_name=dataset,
             metric_type=name,
-            metric_name=_metric_name(label, sae_id),
-            metric_value=facts.metrics[name],
+            metric_name=_metric_name(FIGURES[name], sae_id),
+            metric_value=value,
         )
-        for name, label in FIGURES.items()
-        if is_number(facts.metrics.get(name))
+        for name, value in facts.measured().items()
     ]
 
 

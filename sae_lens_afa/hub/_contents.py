@@ -38,6 +38,7 @@ FIGURES = {
     "epsilon_lbo_median": "eps-LBO (median)",
     "norm_ratio_median": "‖f‖ / ‖z‖ (median)",
     "frac_over_activated": "over-activated",
+    "n_nonfinite": "tokens left out (NaN, infinity)",
 }
 
 
@@ -92,10 +93,16 @@ class SAEFacts:
         said["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or None
         return {name: _plain(value) for name, value in said.items() if value is not None}
 
+    def measured(self) -> dict[str, float]:
+        """The headline figures by their name in `FIGURES`; of tokens that were left out, only if there were any."""
+        known = {name: self.metrics[name] for name in FIGURES if is_number(self.metrics.get(name))}
+        return {name: value for name, value in known.items() if name != "n_nonfinite" or value}
+
     def figures(self) -> dict[str, str]:
-        """The headline figures."""
+        """The headline figures as they are shown."""
         return {
-            label: f"{self.metrics[name]:.4g}" for name, label in FIGURES.items() if is_number(self.metrics.get(name))
+            FIGURES[name]: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            for name, value in self.measured().items()
         }
 
     def rows(self) -> list[tuple[str, str]]:
