@@ -83,11 +83,13 @@ def _parser() -> ArgumentParser:
     config = make_dataclass("RunnerConfig", [("sae", TrainingSAEConfig, sae)], bases=(LanguageModelSAERunnerConfig,))
     parser = _Parser(
         prog="sae-lens-afa train",
-        description="Train an SAE of any architecture. With --overwrite an SAE in --output_path is replaced;"
-        " --resume_from_checkpoint FOLDER on its own continues a run with its own settings.",
+        description="Train an SAE of any architecture. --resume_from_checkpoint FOLDER on its own continues a run with"
+        " its own settings.",
         allow_abbrev=False,
         exit_on_error=False,
     )
+    parser.add_argument(_OVERWRITE, action="store_true", help="Replace an SAE in --output_path.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_arguments(config, dest="cfg")
     return parser
 

@@ -126,6 +126,8 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         if override_dataset is None and not cfg.use_cached_activations:
             data = load_text_dataset(cfg.dataset_path, what="dataset_path")
             override_dataset = None if isinstance(data, str) else data
+        if isinstance(override_dataset, Sized) and len(override_dataset) == 0:
+            raise ValueError("the data set has no rows: there is no text to train on.")
         if override_model is None:
             override_model = load_language_model(
                 cfg.model_name, str(cfg.llm_device), cfg.model_class_name, cfg.model_from_pretrained_kwargs,

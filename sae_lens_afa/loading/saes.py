@@ -12,6 +12,7 @@ from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_direc
 from sae_lens.saes.sae import SAE, TrainingSAE
 
 from sae_lens_afa.hub import _folder as sae_folder
+from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.loading.names import first_line, near
 from sae_lens_afa.saes.inference import inference_view
 
@@ -30,6 +31,7 @@ def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, wher
         FileNotFoundError: no folder, or one without config or weights.
         ValueError: a config or weights that are damaged, disagree, or are of an architecture that is not registered.
     """
+    check_device(device)
     folder = Path(folder)
     where = str(folder) if where is None else where
     if not folder.is_dir():

@@ -7,6 +7,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
+from datasets import Dataset
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
 from test_training import runner_config
 
@@ -69,6 +70,13 @@ def test_text_shorter_than_one_context_is_refused(tmp_path, model):
     cfg = runner_config(tmp_path, dataset_path=str(tmp_path / "short.txt"))
     with pytest.raises(ValueError, match=r"short\.txt is shorter than one context of context_size = 32 tokens"):
         InterruptibleTrainingRunner(cfg, override_model=model)
+
+
+def test_a_data_set_without_rows_is_refused(tmp_path, model):
+    with pytest.raises(ValueError, match="the data set has no rows"):
+        InterruptibleTrainingRunner(
+            runner_config(tmp_path), override_model=model, override_dataset=Dataset.from_dict({"text": []})
+        )
 
 
 def test_looking_at_the_text_takes_nothing_from_it(tmp_path, model, dataset):
