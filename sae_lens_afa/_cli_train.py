@@ -21,6 +21,8 @@ from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpo
 
 _RESUME = "--resume_from_checkpoint"
 _OVERWRITE = "--overwrite"
+# What may be given beside a checkpoint whose run goes on with its own settings: another machine has other devices.
+_WITH_RESUME = ("--device", "--output_path")
 # SAELens' own sizes, by which its flags get their defaults.
 _D_IN, _D_SAE = 512, 1024
 
@@ -30,7 +32,7 @@ def train_command(args: Sequence[str]) -> str:
 
     Args:
         args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--resume-from-checkpoint
-            FOLDER` beside no other than that one continues a run with its own settings.
+            FOLDER` beside no others than `--device` and `--output-path` continues a run with its own settings.
 
     Returns:
         What came out, for the terminal.
@@ -42,11 +44,13 @@ def train_command(args: Sequence[str]) -> str:
     args = [_with_underscores(arg) for arg in args]
     overwrite = _OVERWRITE in args
     args = [arg for arg in args if arg != _OVERWRITE]
-    match [part for arg in args for part in arg.split("=", 1)]:
-        case [flag, checkpoint] if flag == _RESUME:
-            cfg = config_from_checkpoint(checkpoint)
-        case _:
-            cfg = parse_config(args)
+    given = [part for arg in args for part in arg.split("=", 1)]
+    flags = dict(zip(given[::2], given[1::2], strict=False))
+    if _RESUME in flags and flags.keys() <= {_RESUME, *_WITH_RESUME}:
+        cfg = config_from_checkpoint(flags.pop(_RESUME), device=flags.get("--device"))
+        cfg.output_path = flags.get("--output_path", cfg.output_path)
+    else:
+        cfg = parse_config(args)
     runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite)
     runner.run()
     try:

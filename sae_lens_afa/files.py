@@ -78,28 +78,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_output_folder(folder: Path, *, overwrite: bool) -> None:
+def check_output_folder(folder: Path, *, overwrite: bool, what: str = "output folder") -> None:
     """Refuse, before the work, an output folder that exists or cannot be written.
 
     Args:
         folder: What is to be written.
         overwrite: Whether its content may be replaced.
+        what: What it is called in messages.
 
     Raises:
         FileExistsError: it exists and `overwrite` is False, or it is not a folder.
         NotADirectoryError: it cannot be created or written to.
     """
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"output {folder} exists and is not a folder; give another one.")
+        raise FileExistsError(f"{what} {folder} exists and is not a folder; give another one.")
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     try:  # permissions alone say too little: of the superuser, of file systems that are read-only
         os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
     except OSError as error:
-        message = f"output folder {folder} cannot be written: {existing} is not a writable folder."
+        message = f"{what} {folder} cannot be written: {existing} is not a writable folder."
         raise NotADirectoryError(message) from error
     if folder.exists() and not overwrite:
         raise FileExistsError(
-            f"output folder {folder} exists; pass --overwrite (overwrite=True) to replace it, or give another one."
+            f"{what} {folder} exists; pass --overwrite (overwrite=True) to replace it, or give another one."
         )
 
 

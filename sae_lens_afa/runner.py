@@ -241,12 +241,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     def _save_whole_checkpoint(self, trainer: SAETrainer[Any, Any]) -> Path | None:
         if self.cfg.checkpoint_path is None:
             return None
-        folder = Path(self.cfg.checkpoint_path)
-        partial, whole = folder / f".{trainer.n_training_samples}.partial", folder / str(trainer.n_training_samples)
-        if whole.exists():  # a regular checkpoint of this very step
-            return whole
-        trainer.save_checkpoint(checkpoint_name=partial.name, base_path=folder)
-        partial.rename(whole)
+        whole = Path(self.cfg.checkpoint_path) / str(trainer.n_training_samples)
+        if not whole.exists():  # as a regular checkpoint of this very step does
+            trainer.save_checkpoint(checkpoint_name=whole.name)
         return whole
 
 

@@ -23,6 +23,7 @@ from sae_lens.constants import (
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_lens_afa.files import check_output_folder, read_object
+from sae_lens_afa.hub._folder import read_header
 from sae_lens_afa.loading.models import check_device
 
 _CHECKPOINT_FILES = (
@@ -65,7 +66,7 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         is_empty = output.is_dir() and not any(output.iterdir())
         check_output_folder(output, overwrite=overwrite or is_empty)
     if cfg.checkpoint_path is not None:
-        check_output_folder(Path(cfg.checkpoint_path), overwrite=True)
+        check_output_folder(Path(cfg.checkpoint_path), overwrite=True, what="checkpoint_path")
     if cfg.resume_from_checkpoint is not None:
         check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
     if cfg.from_pretrained_path is not None:
@@ -161,6 +162,7 @@ def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None
     """
     folder = Path(checkpoint)
     check_files(folder, _CHECKPOINT_FILES, "resume_from_checkpoint")
+    read_header(folder / SAE_WEIGHTS_FILENAME, f"resume_from_checkpoint: {folder}")
     saved, current = read_object(folder / SAE_CFG_FILENAME, f"resume_from_checkpoint: {folder}"), sae_cfg.to_dict()
     differing = [
         f"{field} is {saved[field]!r} there and {value!r} here"
@@ -182,8 +184,12 @@ def check_files(folder: Path, names: tuple[str, ...], field: str) -> None:
         )
 
 
-def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConfig[Any]:
+def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None) -> LanguageModelSAERunnerConfig[Any]:
     """The configuration of the run that wrote `checkpoint`, set to resume from it.
+
+    Args:
+        checkpoint: Its folder.
+        device: In place of the run's own devices.
 
     Raises:
         FileNotFoundError: there is no run configuration in the folder.
@@ -192,6 +198,8 @@ def config_from_checkpoint(checkpoint: str | Path) -> LanguageModelSAERunnerConf
     path = Path(checkpoint) / RUNNER_CFG_FILENAME
     check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
     settings = read_object(path, f"resume_from_checkpoint: {path.parent}")
+    if device is not None:
+        settings |= dict.fromkeys(("device", "llm_device", "act_store_device"), device)
     try:
         cfg = LanguageModelSAERunnerConfig.from_dict(settings)
     except (TypeError, KeyError, ValueError) as error:

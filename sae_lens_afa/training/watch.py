@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,21 @@ class TrainingWatch:
             self._check_loss()
         return output
 
-    def save_checkpoint(self, checkpoint_name: str, *args: Any, **kwargs: Any) -> None:
-        """The trainer's checkpoint, unless there is nothing good to keep."""
+    def save_checkpoint(
+        self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
+    ) -> None:
+        """The trainer's checkpoint, written aside and moved; none where there is nothing good to keep."""
         self.check()
-        self._save(checkpoint_name, *args, **kwargs)
-        base = kwargs.get("base_path") or (args[0] if args else None) or self.trainer.cfg.checkpoint_path
-        self.checkpoint = Path(base) / checkpoint_name if base is not None else None
+        base = base_path if base_path is not None else self.trainer.cfg.checkpoint_path
+        if base is None:
+            self._save(checkpoint_name, base_path, wandb_aliases)
+            return
+        whole, partial = Path(base) / checkpoint_name, Path(base) / f".{checkpoint_name}.partial"
+        for leftover in (partial, whole):
+            shutil.rmtree(leftover, ignore_errors=True)
+        self._save(partial.name, base, wandb_aliases)
+        partial.rename(whole)
+        self.checkpoint = whole
 
     @torch.no_grad()
     def check(self) -> None:

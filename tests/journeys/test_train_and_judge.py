@@ -167,6 +167,16 @@ def test_a_run_goes_on_from_its_checkpoint_with_its_own_settings():
     with pytest.raises(FileExistsError, match="pass --overwrite"):
         train_command(["--resume-from-checkpoint", str(checkpoint)])
     assert "trained" in train_command([f"--resume-from-checkpoint={checkpoint}", "--overwrite"])
+    # As on another machine, which has no such device and another place for the SAE.
+    settings = json.loads((checkpoint / "runner_cfg.json").read_text())
+    (checkpoint / "runner_cfg.json").write_text(json.dumps({**settings, "device": "nonsense"}))
+    with pytest.raises(ValueError, match="device 'nonsense' cannot be used here"):
+        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
+    train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other", "--device", "cpu"])
+    assert Path("other/cfg.json").is_file()
+    (checkpoint / "sae_weights.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"sae_weights\.safetensors is not a whole safetensors file"):
+        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "third", "--device", "cpu"])
 
 
 # ---- flags

@@ -33,7 +33,7 @@ from sae_lens_afa.runner import InterruptibleTrainingRunner
         ({"dataset_path": "nosuch.txt"}, r"dataset_path nosuch\.txt: there is no such file or folder"),
         ({"model_name": "/no/such/model", "dataset_path": "on/hub"}, "model_name /no/such/model is not a folder"),
         ({"output_path": "/proc/nowhere/sae"}, "output folder /proc/nowhere/sae cannot be written"),
-        ({"checkpoint_path": "/proc/nowhere/sae"}, "output folder /proc/nowhere/sae/.* cannot be written"),
+        ({"checkpoint_path": "/proc/nowhere/sae"}, "checkpoint_path /proc/nowhere/sae/.* cannot be written"),
         ({"use_cached_activations": True}, "cached_activations_path: activations/.* is not a folder"),
     ],
 )

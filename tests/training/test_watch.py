@@ -165,3 +165,19 @@ def test_a_failure_everywhere_says_so(tmp_path, model, dataset, monkeypatch):
 
 def test_the_trainer_of_saelens_is_not_patched():
     assert SAETrainer._update_pbar.__module__ == "sae_lens.training.sae_trainer"
+
+
+def test_a_checkpoint_appears_whole(tmp_path, model, dataset, monkeypatch):
+    cfg = runner_config(tmp_path, steps=4, n_checkpoints=1)
+    runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
+
+    def killed(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "save_checkpoint", killed)  # the last of its files
+    with pytest.raises(KeyboardInterrupt):
+        runner.run()
+    assert [path.name for path in Path(cfg.checkpoint_path).iterdir()] == [".384.partial"]
+    again = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
+    again.run()
+    assert [path.name for path in Path(cfg.checkpoint_path).iterdir()] == ["384"]
