@@ -154,7 +154,7 @@ def test_the_error_term_completes_the_output(kind):
     sae = build(kind)
     a, b = two_batches(5)
     acts = sae.encode(a)
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="use_error_term"):
         sae.use_error_term = True
     torch.testing.assert_close(sae(b), b)
     torch.testing.assert_close(sae.decode(acts), as_it_reads(sae, a, acts))
