@@ -198,3 +198,13 @@ def test_codes_that_nobody_holds_are_forgotten():
             sae(torch.randn(4, D_IN))
     gc.collect()
     assert len(sae._encoded.of_code) == 0
+
+
+@ALL
+def test_a_compiled_forward_is_one_graph_with_the_same_output(kind):
+    torch.compiler.reset()
+    sae = build(kind)
+    x, _ = two_batches(5)
+    compiled = torch.compile(sae.forward, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), sae(x))
+    torch.testing.assert_close(compiled(2 * x + 1), sae(2 * x + 1))
