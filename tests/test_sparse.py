@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_lens_afa import sparse
-from sae_lens_afa._memory import empty
+from sae_lens_afa._memory import empty, in_shape
 
 
 @pytest.fixture(autouse=True)
@@ -86,5 +89,23 @@ def test_fresh_memory_is_an_ordinary_tensor(dtype, shape):
     assert tensor.dtype == dtype
     assert tensor.is_contiguous()
     assert tensor.numel() == 0 or tensor.data_ptr() % 16 == 0
+    assert not tensor._is_view()
     assert (tensor.fill_(2) == 2).all()
     assert empty(shape, torch.ones((), device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (2, 3, 4), (24,), (0, 4)])
+def test_another_shape_is_no_view_either(shape):
+    fresh = torch.arange(24.0)[: math.prod(shape)].reshape(-1, 4).clone()
+    for tensor in (fresh, fresh.T.contiguous().T):  # the second is not contiguous
+        found = in_shape(tensor, shape)
+        assert not found._is_view()
+        assert torch.equal(found, fresh.reshape(shape))
+        assert found.is_contiguous() or found is tensor
+    assert in_shape(fresh, shape).data_ptr() == fresh.data_ptr()
+
+
+def test_a_result_holds_its_memory():
+    results = [in_shape(empty((1 << 11, 1 << 10), torch.ones(())).fill_(i), (1 << 10, 1 << 11)) for i in range(3)]
+    gc.collect()
+    assert [float(t.mean()) for t in results] == [0.0, 1.0, 2.0]

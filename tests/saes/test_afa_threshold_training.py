@@ -182,7 +182,7 @@ def test_metrics_come_on_logging_steps_only():
     sae, x = build(), tokens(50)
     assert step(sae, x).metrics == {}
     assert set(step(sae, x, logging=True).metrics) == {
-        "afa_norm_ratio", "afa_epsilon_lbo", "afa_frac_over_activated", "l0_std", "afa_threshold_scale",
+        "afa_norm_ratio", "afa_epsilon_lbo", "afa_frac_over_activated", "l0_std", "n_nonfinite", "afa_threshold_scale",
     }  # fmt: skip
 
 

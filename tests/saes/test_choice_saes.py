@@ -66,6 +66,16 @@ def test_a_bad_feature_choice_value_says_what_to_do(settings, expected):
         FeatureChoiceTrainingSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, "k": 4, **settings})
 
 
+@pytest.mark.parametrize("config", [MutualChoiceTrainingSAEConfig, FeatureChoiceTrainingSAEConfig])
+def test_a_default_that_does_not_fit_a_size_says_that_it_was_not_given(config):
+    with pytest.raises(ValueError, match=r"k must be at most 16, got 100, which is the default where k is not given"):
+        config(d_in=8, d_sae=16)
+    with pytest.raises(ValueError, match=r"k must be at most 16, got 17: give k"):
+        config(d_in=8, d_sae=16, k=17)
+    with pytest.raises(ValueError, match=r"normalize_activations='layer_norm' needs d_in >= 2, got 1"):
+        config(d_in=1, d_sae=16, k=4, normalize_activations="layer_norm")
+
+
 @ALL
 def test_config_round_trips_through_its_dict(variant):
     cfg = build(variant, dying_fraction=0.25).cfg

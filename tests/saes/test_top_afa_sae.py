@@ -13,7 +13,14 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.sae import TrainingSAEConfig
 from top_afa_helpers import D_IN, D_SAE, build, step, to_inference
 
-from sae_lens_afa import TopAFASAE, TopAFASAEConfig, TopAFATrainingSAE, TopAFATrainingSAEConfig
+from sae_lens_afa import (
+    AFAThresholdSAEConfig,
+    AFAThresholdTrainingSAEConfig,
+    TopAFASAE,
+    TopAFASAEConfig,
+    TopAFATrainingSAE,
+    TopAFATrainingSAEConfig,
+)
 from sae_lens_afa.selection import norm_matching_topk
 
 # ---- configuration
@@ -42,6 +49,15 @@ from sae_lens_afa.selection import norm_matching_topk
 def test_a_bad_config_value_names_its_field_and_what_was_expected(field, value, expected):
     with pytest.raises(ValueError, match=rf"TopAFATrainingSAEConfig\.{field}.*{expected}"):
         TopAFATrainingSAEConfig(**{"d_in": D_IN, "d_sae": D_SAE, field: value})
+
+
+@pytest.mark.parametrize(
+    "config", [TopAFATrainingSAEConfig, AFAThresholdTrainingSAEConfig, TopAFASAEConfig, AFAThresholdSAEConfig]
+)
+def test_layer_norm_of_one_number_is_refused(config):
+    with pytest.raises(ValueError, match=r"normalize_activations='layer_norm' needs d_in >= 2, got 1.*Give"):
+        config(d_in=1, d_sae=4, normalize_activations="layer_norm")
+    assert config(d_in=1, d_sae=4, normalize_activations="none").d_in == 1
 
 
 @pytest.mark.parametrize("field", ["d_sae", "apply_b_dec_to_input", "target_ratio"])

@@ -101,7 +101,7 @@ def test_metrics_come_on_logging_steps_only():
     x = torch.randn(50, D_IN)
     assert step(sae, x).metrics == {}
     metrics = step(sae, x, logging=True).metrics
-    assert set(metrics) == {"afa_norm_ratio", "afa_epsilon_lbo", "afa_frac_over_activated", "l0_std"}
+    assert set(metrics) == {"afa_norm_ratio", "afa_epsilon_lbo", "afa_frac_over_activated", "l0_std", "n_nonfinite"}
     acts, z = sae.encode(x), sae.run_time_activation_norm_fn_in(x)
     f = torch.cat([acts * sae.W_dec.norm(dim=-1), sae.b_dec.norm().expand(50, 1)], dim=-1).norm(dim=-1)
     torch.testing.assert_close(metrics["afa_norm_ratio"], (f / z.norm(dim=-1)).median())
