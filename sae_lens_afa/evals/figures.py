@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-
-from sae_lens_afa.functional import epsilon_lbo
 
 Array = NDArray[np.float64]
 
@@ -20,6 +17,10 @@ CORRELATION_THRESHOLD = 1e-3
 
 def per_token(dense: Array, feature: Array, recons: Array, d_sae: int) -> dict[str, Array]:
     """Norm ratio, its two factors, eps-LBO and squared norm difference of each token (section 4)."""
+    import torch  # not with the module: `sae-lens-afa plot` computes nothing
+
+    from sae_lens_afa.functional import epsilon_lbo
+
     with np.errstate(divide="ignore", invalid="ignore"):
         eps = epsilon_lbo(torch.from_numpy(dense), torch.from_numpy(feature), d_sae).numpy()
         return {
