@@ -205,7 +205,7 @@ def frontier_legend(styles: Mapping[str, Style], n_nonfinite: Mapping[str, int])
 def _series(style: Style) -> dict[str, Any]:
     return {
         "color": style.color, "marker": style.marker, "markersize": 5.5, "markeredgecolor": "white",
-        "markeredgewidth": 0.6, "linewidth": 1.3,
+        "markeredgewidth": 0.6, "linewidth": 1.3, "linestyle": (0, (4, 1.5)) if style.dashed else "-",
     }  # fmt: skip
 
 

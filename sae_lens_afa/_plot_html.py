@@ -155,7 +155,8 @@ def frontier(
                     x=[row["l0"] for row in line], y=[row["loss"] for row in line],
                     name="<br>".join(filter(None, (escape(name), left_out(n_nonfinite.get(name, 0))))),
                     legendgroup=name, showlegend=i == 0, text=text, hoverinfo="text+name", mode="lines+markers",
-                    line={"color": style.color}, marker={"symbol": style.symbol, "size": 8},
+                    line={"color": style.color, "dash": "dash" if style.dashed else "solid"},
+                    marker={"symbol": style.symbol, "size": 8},
                 ),
                 **place,
             )  # fmt: skip

@@ -19,11 +19,13 @@ class Style(NamedTuple):
         color: Of its line and its points.
         marker: matplotlib's name of their shape.
         symbol: plotly's name of it.
+        dashed: Whether the line is broken.
     """
 
     color: str
     marker: str
     symbol: str
+    dashed: bool = False
 
 
 _SHAPES = (
@@ -62,21 +64,22 @@ _FURTHER = (
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """A style for each name, no two alike.
 
-    An architecture has its own, always. "topk, published" is a series of `topk`: its colour with another marker. Any
-    other name has one of further colours by its own letters, and the next one where two names would share it.
+    An architecture has its own, always. "topk, published" is a series of `topk`: its colour, broken and with another
+    marker. Any other name has one of further colours by its own letters, and the next one where two names would share
+    it.
     """
     names = list(dict.fromkeys(names))
     found = {name: _FIXED[name] for name in names if name in _FIXED}
-    taken = set(found.values())
+    taken = {style[:3] for style in _FIXED.values()}
     for name in sorted(name for name in names if name not in found):
         of = _FIXED.get(name.partition(",")[0])
         colors = _FURTHER if of is None else (of.color,)
         first = crc32(name.encode()) % len(colors)
         # All colours with one shape before the next shape; where all pairs are taken, two names must be alike.
         candidates = [
-            Style(colors[(first + i) % len(colors)], *_SHAPES[(i // len(colors)) % len(_SHAPES)])
+            Style(colors[(first + i) % len(colors)], *_SHAPES[(i // len(colors)) % len(_SHAPES)], of is not None)
             for i in range(len(colors) * len(_SHAPES))
         ]
-        found[name] = next((style for style in candidates if style not in taken), candidates[0])
-        taken.add(found[name])
+        found[name] = next((style for style in candidates if style[:3] not in taken), candidates[0])
+        taken.add(found[name][:3])
     return {name: found[name] for name in names}
