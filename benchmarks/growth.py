@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import cases
 from benchmarks.measuring import peak_extra_bytes, spread, time_rounds
+from sae_lens_afa._plot_styles import styles_of
 from sae_lens_afa.files import write_whole
 
 D_SAE, BATCH = (12288, 24576, 65536), (512, 1024, 2048, 4096, 8192)
@@ -60,6 +61,7 @@ def step_once(ready: Callable[[], None], name: str, d_in: int, d_sae: int, batch
 def plot(points: list[dict[str, Any]], path: Path) -> None:
     """Time and memory against d_sae (512 tokens) and against tokens (d_sae 12288), as a picture."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
+    styles = styles_of(NAMES)
     by_width = [p for p in points if p["batch"] == BATCH[0]]
     by_batch = [p for p in points if p["d_sae"] == D_SAE[0]]
     for column, (key, chosen, title) in enumerate(
@@ -67,10 +69,11 @@ def plot(points: list[dict[str, Any]], path: Path) -> None:
     ):
         for name, label in NAMES.items():
             at = [p[key] for p in chosen]
-            axes[0, column].plot(at, [p["ms"][name]["median"] / 1e3 for p in chosen], "o-", label=label)
-            axes[1, column].plot(at, [p["peak_bytes"][name] / 2**30 for p in chosen], "o-", label=label)
+            line: Any = {"label": label, "color": styles[name].color, "marker": styles[name].marker}
+            axes[0, column].plot(at, [p["ms"][name]["median"] / 1e3 for p in chosen], **line)
+            axes[1, column].plot(at, [p["peak_bytes"][name] / 2**30 for p in chosen], **line)
         axes[0, column].set(title=title, ylabel="training step, s", ylim=(0, None))
         axes[1, column].set(xlabel="d_sae" if key == "d_sae" else "tokens", ylabel="peak memory, GiB", ylim=(0, None))
-        axes[0, column].legend()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(NAMES), frameon=False)
     write_whole(path, lambda partial: figure.savefig(partial, dpi=150))
     plt.close(figure)

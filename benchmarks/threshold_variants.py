@@ -18,9 +18,11 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.lines import Line2D
 from typing_extensions import override
 
 from benchmarks.variants import register
+from sae_lens_afa._plot_styles import styles_of
 from sae_lens_afa.experiments import Arm, ground_truth_sweep
 from sae_lens_afa.experiments.command import run_command
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep
@@ -101,28 +103,48 @@ class Tried(GroundTruthSweep):
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, Any]], worlds: Sequence[str]) -> None:
-    """MCC and F1 of each arm, a panel for each world."""
+    """MCC and F1 of each arm in its architecture's colour, a panel for each world."""
     summaries = summarise(rows)
     names = list(dict.fromkeys((s.label, s.setting) for s in summaries))
+    colors = {row["label"]: _color(row["architecture"]) for row in rows}
+    scores = {"mcc": ("MCC", True), "f1": ("F1", False)}
     figure, axes = plt.subplots(
-        1, len(worlds), figsize=(3.2 + 3 * len(worlds), 1 + 0.19 * len(names)), sharey=True, squeeze=False
-    )
+        1, len(worlds), figsize=(3.2 + 3 * len(worlds), 1.4 + 0.19 * len(names)), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
     for axis, world in zip(axes[0], worlds, strict=True):
         for summary in (s for s in summaries if s.stream == world):
-            at = len(names) - names.index((summary.label, summary.setting))
-            for score, face in (("mcc", "C0"), ("f1", "white")):
+            at, color = len(names) - names.index((summary.label, summary.setting)), colors[summary.label]
+            for score, (_, filled) in scores.items():
                 mean, spread = summary.mean(score), summary.spread(score)
                 if mean is not None:
-                    axis.errorbar(mean, at, xerr=spread or 0, fmt="o", ms=4.5, mfc=face, mec="C0", ecolor="C0")
+                    axis.errorbar(mean, at, xerr=spread or 0, ecolor=color, **_dot(color, filled=filled))
         axis.set(title=world, xlim=(0, 1), xlabel="MCC, F1")
         axis.grid(color="#dddddd", linewidth=0.6)
         axis.set_axisbelow(True)
     labels = [f"{label}, {setting}".replace("threshold_scale", "c") for label, setting in names]
     axes[0][0].set_yticks(range(len(names), 0, -1), labels, fontsize=7)
     axes[0][0].set_ylim(0.3, len(names) + 0.7)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    dots = [Line2D([], [], label=label, **_dot("#444444", filled=filled)) for label, filled in scores.values()]
+    figure.legend(
+        handles=dots, loc="outside upper center", ncols=2, frameon=False,
+        title="mean ± standard deviation over seeds, in the colour of the architecture",
+    )  # fmt: skip
+    figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def _color(architecture: str) -> str:
+    """That of the architecture that a variant is of."""
+    base = architecture.removesuffix("_reseeded").removesuffix("_variant").removesuffix("_biased")
+    return styles_of([base])[base].color
+
+
+def _dot(color: str, *, filled: bool) -> dict[str, Any]:
+    return {
+        "marker": "o", "linestyle": "", "markersize": 4.5,
+        "markerfacecolor": color if filled else "white", "markeredgecolor": color,
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
 from sae_lens_afa import _plot_data as data_of
-from sae_lens_afa._plot_data import BLACK, BLUE, VERMILION
+from sae_lens_afa._plot_styles import BLACK, BLUE, VERMILION, Style
 from sae_lens_afa.evals.figures import Array
 
 if TYPE_CHECKING:
@@ -27,13 +27,13 @@ _STYLE: dict[str, Any] = {
     "xtick.color": "#333333",
     "ytick.color": "#333333",
     "legend.frameon": False,
-    "legend.title_fontsize": 11,
     "savefig.dpi": 200,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,
 }
 _BAND_STYLES = {0.25: (0, (5, 2)), 0.5: (0, (4, 2, 1, 2)), 1.0: (0, (1, 1.5))}
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_GREY = "#777777"
+_TITLE_SIZE = 11
 
 
 def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
@@ -60,7 +60,104 @@ def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool =
     return made, list(axes.flat)
 
 
-def zf_axis(axis: Axes, name: str, panel: data_of.Panel) -> None:
+def text_size(figure: Figure, text: str, fontsize: float) -> tuple[float, float]:
+    """Width and height of a text in inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    artist = Text(0, 0, text, fontsize=fontsize, parse_math=False, figure=figure)
+    extent = artist.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    return extent.width / figure.dpi, extent.height / figure.dpi
+
+
+def wrapped(figure: Figure, text: str, width: float, fontsize: float) -> str:
+    """The text in lines of at most `width` inches; what has no spaces is broken behind a sign, or where it must be."""
+
+    def fits(line: str) -> bool:
+        return text_size(figure, line, fontsize)[0] <= width
+
+    lines: list[str] = []
+    for given in text.split("\n"):
+        line = ""
+        for word in given.split(" "):
+            longer = f"{line} {word}" if line else word
+            if fits(longer):
+                line = longer
+                continue
+            lines += [line] if line else []
+            line = word
+            while not fits(line) and len(line) > 1:
+                end = next(n for n in range(len(line) - 1, 0, -1) if n == 1 or fits(line[:n]))
+                behind_a_sign = 1 + max(line.rfind(sign, 0, end) for sign in "/_-.,")
+                end = behind_a_sign if 2 * behind_a_sign > end else end
+                lines.append(line[:end])
+                line = line[end:]
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def set_panel_titles(figure: Figure, titles: Sequence[tuple[Axes, str]], width: float) -> None:
+    """Titles of panels of `width` inches, and room for their lines beyond the first."""
+    made = [(axis, wrapped(figure, title, width, 9)) for axis, title in titles]
+    lines: dict[int, int] = {}
+    for axis, text in made:
+        axis.set_title(text, parse_math=False)
+        row = axis.get_subplotspec().rowspan.start  # pyright: ignore[reportOptionalMemberAccess]
+        lines[row] = max(lines.get(row, 0), text.count("\n"))
+    full, height = figure.get_size_inches()
+    figure.set_size_inches(full, height + 0.16 * sum(lines.values()))
+
+
+def set_labels(figure: Figure, x: str, y: str) -> None:
+    """Labels of all x and all y axes, in as many lines as they need."""
+    width, height = figure.get_size_inches()
+    figure.supxlabel(wrapped(figure, x, width - 0.6, 10), fontsize=10)
+    figure.supylabel(wrapped(figure, y, height - 0.6, 10), fontsize=10)
+
+
+def legend_above(figure: Figure, handles: Sequence[Any], columns: int, title: str | None) -> None:
+    """The title, a legend below it, and room for the title's lines."""
+    # As the legend's title: constrained layout puts a figure's own title over a legend.
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.4)
+    if title:
+        width, height = figure.get_size_inches()
+        text = wrapped(figure, title, width - 0.9, _TITLE_SIZE)  # clear of the label of the y axes
+        figure.set_size_inches(width, height + text_size(figure, text, _TITLE_SIZE)[1])
+        legend.set_title(text)
+        legend.get_title().set(parse_math=False, multialignment="center", fontsize=_TITLE_SIZE)
+
+
+def legend_beside(figure: Figure, handles: Sequence[Any], title: str | None) -> None:
+    """The title over the panels, and right of them a legend, for which the figure becomes wider."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    panels, height = figure.get_size_inches()
+    legend = figure.legend(handles=handles, loc="outside right upper")
+    extent = legend.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    width = panels + extent.width / figure.dpi
+    if title:
+        text = wrapped(figure, title, panels - 0.9, _TITLE_SIZE)
+        height += text_size(figure, text, _TITLE_SIZE)[1]
+        figure.suptitle(text, x=panels / width / 2, fontsize=_TITLE_SIZE, parse_math=False)
+    figure.set_size_inches(width, max(height, extent.height / figure.dpi + 0.3))
+
+
+def mark_l0(axis: Axes, lines: Mapping[str, float]) -> None:
+    """Vertical lines at these L0, with their names along them."""
+    for name, value in lines.items():
+        axis.axvline(value, color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+        axis.annotate(
+            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(-2, 0), textcoords="offset points",
+            fontsize=8, color=_GREY, rotation=90, va="top", ha="right",
+        )  # fmt: skip
+
+
+def mark_level(axis: Axes, value: float) -> None:
+    """A level line."""
+    axis.axhline(value, color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+
+
+def zf_axis(axis: Axes, panel: data_of.Panel) -> None:
     """Draw one ZF panel."""
     if panel.log:
         axis.set_xscale("log")
@@ -76,13 +173,40 @@ def zf_axis(axis: Axes, name: str, panel: data_of.Panel) -> None:
         panel.z[order], panel.f[order], c=density[order], cmap="viridis", vmin=0, vmax=1.1,
         s=float(np.clip(4000 / max(1, len(order)), 2, 14)), linewidths=0, alpha=0.75, rasterized=True, zorder=2,
     )  # fmt: skip
-    axis.set(xlim=(panel.low, panel.high), ylim=(panel.low, panel.high), aspect="equal", title=name)
-    if panel.n_outside:
+    axis.set(xlim=(panel.low, panel.high), ylim=(panel.low, panel.high), aspect="equal")
+    if panel.notes:
         axis.text(
-            0.97, 0.04, f"{panel.n_outside} of {len(panel.z)} outside", transform=axis.transAxes,
+            0.97, 0.04, "\n".join(panel.notes), transform=axis.transAxes,
             ha="right", fontsize=7, color="#444444", zorder=5,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
         )  # fmt: skip
+
+
+def frontier_axis(axis: Axes, panel: data_of.Frontier, styles: Mapping[str, Style]) -> None:
+    """Draw one panel of loss against L0."""
+    for name, rows in panel.rows.items():
+        axis.plot([row["l0"] for row in rows], [row["loss"] for row in rows], label=name, **_series(styles[name]))
+    axis.set(xscale="log", yscale="log")
+    mark_l0(axis, panel.lines)
+    if panel.level is not None:
+        mark_level(axis, panel.level)
+    for ticks in (axis.xaxis, axis.yaxis):
+        plain_ticks(ticks)
+
+
+def frontier_legend(styles: Mapping[str, Style], n_nonfinite: Mapping[str, int]) -> list[Any]:
+    """The architectures, and what was left out of their figures."""
+    from matplotlib.lines import Line2D
+
+    labels = {name: "\n".join(filter(None, (name, data_of.left_out(n_nonfinite.get(name, 0))))) for name in styles}
+    return [Line2D([], [], label=labels[name], **_series(style)) for name, style in styles.items()]
+
+
+def _series(style: Style) -> dict[str, Any]:
+    return {
+        "color": style.color, "marker": style.marker, "markersize": 5.5, "markeredgecolor": "white",
+        "markeredgewidth": 0.6, "linewidth": 1.3, "linestyle": (0, (4, 1.5)) if style.dashed else "-",
+    }  # fmt: skip
 
 
 def zf_legend() -> list[Any]:

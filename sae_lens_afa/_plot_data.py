@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.figures import CORRELATION_THRESHOLD, Array
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.files import write_whole
 
@@ -17,23 +17,40 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
-# Okabe and Ito's palette: told apart with every common form of colour blindness.
-BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK = (
-    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#222222",
-)  # fmt: skip
-SERIES_COLORS = (VERMILION, BLUE, GREEN, PURPLE, ORANGE, SKY, BLACK)
 BAND_LEVELS = (0.25, 0.5, 1.0)
+# Columns of what a panel draws.
+_DRAWN = ("drawn_z", "drawn_f")
+# What marks a panel whose norms are times the token's standard deviation, where others' are not.
+RESCALED = "(times std)"
 # A panel whose values span more than this factor has logarithmic axes.
 _LOG_SPAN = 20.0
 
 
-def token_groups(data: object, columns: Sequence[str]) -> dict[str, pd.DataFrame]:
+class Group(NamedTuple):
+    """The tokens of an SAE or a layer.
+
+    Attributes:
+        table: Those whose norms are finite.
+        n_nonfinite: How many are not, or were not judged for a NaN or an infinity.
+    """
+
+    table: pd.DataFrame
+    n_nonfinite: int
+
+
+def left_out(n_nonfinite: int) -> str:
+    """What a plot says of tokens that it does not show; nothing if there are none."""
+    return f"{n_nonfinite:,} with NaN or ∞ left out" if n_nonfinite else ""
+
+
+def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, Group]:
     """Per-token tables by SAE or layer, in the order given.
 
     Args:
         data: An `AFAResult`, a mapping of name -> AFAResult, or a DataFrame, whose column `sae` or else `layer`
             tells the groups apart.
         columns: Columns that the plot needs.
+        form: Prefix of the form whose norms are to be finite.
 
     Raises:
         TypeError: none of these.
@@ -41,21 +58,32 @@ def token_groups(data: object, columns: Sequence[str]) -> dict[str, pd.DataFrame
     """
     import pandas as pd
 
-    groups: dict[str, pd.DataFrame]
+    tables: dict[str, Group]
     if isinstance(data, pd.DataFrame):
         key = next((name for name in ("sae", "layer") if name in data.columns), None)
         grouped = [] if key is None else data.groupby(key, sort=False)
-        groups = {"": data} if key is None else {_label(key, name): table for name, table in grouped}
+        tables = {"": Group(data, 0)} if key is None else {_label(key, name): Group(t, 0) for name, t in grouped}
     else:
-        groups = {name: _tokens(name, result) for name, result in _results(data).items()}
-    groups = {name: table for name, table in groups.items() if len(table)}
+        tables = {name: Group(_tokens(name, r), r.n_nonfinite) for name, r in _results(data).items()}
+    groups = {name: _finite(group, form) for name, group in tables.items() if len(group.table)}
     if not groups:
         raise ValueError("nothing to plot: there are no tokens.")
-    for name, table in groups.items():
+    for name, (table, _) in groups.items():
         for column in columns:
             if column not in table.columns or np.isnan(column_of(table, column)).all():
                 raise ValueError(f"nothing to plot: {name or 'the data'} has no values of {column!r}.")
     return groups
+
+
+def _finite(group: Group, form: str) -> Group:
+    table, n_nonfinite = group
+    norms = [name for part in ("dense", "feature") if (name := f"{form}{part}_norm") in table.columns]
+    columns = [column_of(table, name) for name in norms]
+    known = [column for column in columns if not np.isnan(column).all()]
+    if not known:
+        return group
+    finite = np.isfinite(known).all(0)
+    return Group(table.loc[finite], n_nonfinite + int((~finite).sum()))
 
 
 def column_of(table: pd.DataFrame, name: str) -> Array:
@@ -101,13 +129,24 @@ def sample(table: pd.DataFrame, size: int) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Panel:
-    """One ZF panel: the points, the range of its two axes and what lies outside of it."""
+    """One ZF panel: the points, the range of its two axes and what is not seen in it.
+
+    Attributes:
+        z, f: Dense and feature norms.
+        low, high: Range of both axes.
+        log: Whether they are logarithmic.
+        rescaled: Whether norms are times their token's standard deviation.
+        n_nonfinite: Tokens that hold a NaN or an infinity.
+        table: The tokens that are drawn.
+    """
 
     z: Array
     f: Array
     low: float
     high: float
     log: bool
+    rescaled: bool
+    n_nonfinite: int
     table: pd.DataFrame
 
     @property
@@ -116,11 +155,24 @@ class Panel:
         inside = (np.minimum(self.z, self.f) >= self.low) & (np.maximum(self.z, self.f) <= self.high)
         return int((~inside).sum())
 
+    @property
+    def notes(self) -> list[str]:
+        """What is not seen, in words."""
+        outside = f"{self.n_outside} of {len(self.z)} outside" if self.n_outside else ""
+        return [note for note in (outside, left_out(self.n_nonfinite)) if note]
 
-def zf_panel(table: pd.DataFrame, form: str, max_points: int) -> Panel:
-    """Dense and feature norms, with one range for both axes that a few outliers do not stretch."""
-    table = table.dropna(subset=[f"{form}dense_norm", f"{form}feature_norm"])
-    z, f = (table[f"{form}{part}_norm"].to_numpy(dtype=np.float64) for part in ("dense", "feature"))
+
+def zf_panel(group: Group, form: str, max_points: int, *, rescale: bool) -> Panel:
+    """Dense and feature norms, with one range for both axes that a few outliers do not stretch.
+
+    With `rescale`, norms are times their token's standard deviation where that is known and ||z|| hardly varies, as
+    under layer_norm, which divides each token by it.
+    """
+    names = [f"{form}{part}_norm" for part in ("dense", "feature")]
+    table = group.table.dropna(subset=names)
+    std = column_of(table, "token_std") if "token_std" in table.columns else np.array(np.nan)
+    rescaled = rescale and bool(np.isfinite(std).all()) and _hardly_varies(column_of(table, names[0]))
+    z, f = (column_of(table, name) * (std if rescaled else 1) for name in names)
     both = np.concatenate([z, f])
     low, high = np.quantile(both, [0.001, 0.999])
     if np.ptp(both) < 1.3 * (high - low):
@@ -132,9 +184,51 @@ def zf_panel(table: pd.DataFrame, form: str, max_points: int) -> Panel:
     else:
         pad = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
         low, high = max(0.0, low - pad), high + pad
-    shown = sample(table, max_points)
-    z, f = (shown[f"{form}{part}_norm"].to_numpy(dtype=np.float64) for part in ("dense", "feature"))
-    return Panel(z, f, float(low), float(high), log, shown)
+    shown = sample(table.assign(**{_DRAWN[0]: z, _DRAWN[1]: f}), max_points)
+    z, f = (column_of(shown, name) for name in _DRAWN)
+    return Panel(z, f, float(low), float(high), log, rescaled, group.n_nonfinite, shown)
+
+
+def _hardly_varies(norms: Array) -> bool:
+    return bool(len(norms) and norms.std() <= CORRELATION_THRESHOLD * abs(norms.mean()))
+
+
+def zf_labels(panels: Sequence[Panel], form: str) -> tuple[str, str]:
+    """Labels of the x and the y axes."""
+    dense, feature = ("‖z - b‖", "‖f‖") if form else ("‖z‖", "‖f‖")
+    bias = "" if form else ", bias as a feature"
+    times = ""
+    if any(panel.rescaled for panel in panels):
+        where = "" if all(panel.rescaled for panel in panels) else f" where marked {RESCALED}"
+        times = f", times the token's standard deviation{where}"
+    return f"dense norm {dense}{times}", f"feature norm {feature}{bias}{times}"
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """One panel of loss against L0.
+
+    Attributes:
+        title: Of the panel.
+        rows: Points by architecture.
+        lines: Values of L0 to mark, by name.
+        level: Loss to mark.
+    """
+
+    title: str
+    rows: Mapping[str, Sequence[Mapping[str, Any]]]
+    lines: Mapping[str, float]
+    level: float | None
+
+
+def nonfinite_by_architecture(table: pd.DataFrame) -> dict[str, int]:
+    """Tokens with a NaN or an infinity, of all SAEs of an architecture together."""
+    if "n_nonfinite" not in table.columns:
+        return {}
+    found: dict[str, int] = {}
+    for name, n in zip(table["architecture"], column_of(table, "n_nonfinite"), strict=True):
+        found[name] = found.get(name, 0) + (0 if np.isnan(n) else int(n))
+    return found
 
 
 def bands() -> list[tuple[float, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,35 +13,47 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae_lens_afa._plot_data import (
-    BLACK,
-    BLUE,
-    SERIES_COLORS,
-    VERMILION,
+    Frontier,
+    Group,
     Panel,
-    architecture_rows,
     bands,
     column_of,
-    layer_title,
+    left_out,
+    nonfinite_by_architecture,
     point_density,
     sample,
 )
+from sae_lens_afa._plot_styles import BLACK, BLUE, VERMILION, Style
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _DASHES = {0.25: "dash", 0.5: "dashdot", 1.0: "dot"}
-_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "x")
 _MAX_VIOLIN_TOKENS = 2000
+_GREY = "#777"
+# Pixels of a line of a title, and characters of the page's for each 100 pixels.
+_TITLE_LINE, _PANEL_TITLE_LINE, _TITLE_CHARACTERS = 22, 20, 11
+# What a page is at least wide, where it takes the window's width.
+_MIN_WIDTH = 800
 
 
-def zf(panels: Mapping[str, Panel], form: str, title: str | None, path: Path) -> None:
+def zf(
+    panels: Sequence[Panel],
+    titles: Sequence[str],
+    labels: tuple[str, str],
+    form: str,
+    title: str | None,
+    path: Path,
+) -> None:
     """Write the ZF plot."""
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
+    shown = ["<br>".join([_broken(name, 30), *panel.notes]) for name, panel in zip(titles, panels, strict=True)]
     figure: Any = make_subplots(
-        rows, columns, subplot_titles=list(panels), horizontal_spacing=0.05, vertical_spacing=0.25 / (rows + 1)
-    )
-    for i, panel in enumerate(panels.values()):
+        rows, columns, subplot_titles=shown, horizontal_spacing=0.05, vertical_spacing=0.25 / (rows + 1),
+        x_title=_broken(labels[0], 70), y_title=_broken(labels[1], 60),
+    )  # fmt: skip
+    for i, panel in enumerate(panels):
         row, column = divmod(i, columns)
         place = {"row": row + 1, "col": column + 1}
         ends = np.array([panel.low, panel.high])
@@ -53,11 +66,12 @@ def zf(panels: Mapping[str, Panel], form: str, title: str | None, path: Path) ->
         limits = np.log10(ends) if panel.log else ends
         axis = {"type": kind, "range": limits.tolist(), "showline": True, "linecolor": "#555"}
         x_name = figure.get_subplot(**place).xaxis.plotly_name.replace("axis", "")
-        figure.update_xaxes(**axis, title="‖z‖" if row == rows - 1 else None, **place)
-        figure.update_yaxes(
-            **axis, title="‖f‖" if column == 0 else None, scaleanchor=x_name, constrain="domain", **place
-        )
-    _write(figure, title, path, height=max(560, 330 * rows + 80), width=None if columns > 1 else 640)
+        figure.update_xaxes(**axis, **place)
+        figure.update_yaxes(**axis, scaleanchor=x_name, constrain="domain", **place)
+    _hide_empty(figure, len(panels), rows, columns)
+    lines = max(name.count("<br>") + 1 if name else 0 for name in shown)
+    width = None if columns > 1 else 640
+    _write(figure, title, path, height=max(460, 330 * rows), width=width, legend_above=lines)
 
 
 def _line(x: Any, y: Any, name: str, dash: str, *, first: bool) -> go.Scatter:
@@ -90,65 +104,114 @@ def _hover(table: pd.DataFrame, form: str) -> list[str]:
     return lines
 
 
-def half_violins(groups: Mapping[str, pd.DataFrame], lbo: str, title: str | None, path: Path) -> None:
+def half_violins(groups: Mapping[str, Group], lbo: str, labels: tuple[str, str], title: str | None, path: Path) -> None:
     """Write the half-violins of NMSE and eps-LBO."""
     figure: Any = make_subplots(specs=[[{"secondary_y": True}]])
     for column, label, color, side in (("nmse", "NMSE", BLUE, "negative"), (lbo, "ε-LBO", VERMILION, "positive")):
-        for i, (name, table) in enumerate(groups.items()):
-            values = column_of(sample(table, _MAX_VIOLIN_TOKENS), column)
-            values = values[values > 0]
+        for i, (name, group) in enumerate(groups.items()):
+            values = column_of(sample(group.table, _MAX_VIOLIN_TOKENS), column)
+            values = values[np.isfinite(values) & (values > 0)]
+            place = "<br>".join(filter(None, (_broken(name, 30), left_out(group.n_nonfinite))))
             # plotly takes densities of what it is given: of logarithms, as the picture's axis is logarithmic.
             figure.add_trace(
                 go.Violin(
-                    x=[name] * len(values), y=np.log10(values), side=side, name=label,
+                    x=[place] * len(values), y=np.log10(values), side=side, name=label,
                     legendgroup=label, scalegroup=label + name, showlegend=i == 0, line_color=color, points=False,
                     meanline_visible=False, box_visible=True, box_width=0.08, spanmode="hard", width=0.9,
                 ),
                 secondary_y=side == "positive",
             )  # fmt: skip
-    figure.update_yaxes(title="log10 normalised MSE", color=BLUE, secondary_y=False)
-    figure.update_yaxes(title="log10 ε-LBO", color=VERMILION, showgrid=False, secondary_y=True)
+    figure.update_yaxes(title=f"{labels[0]}, log10", color=BLUE, secondary_y=False)
+    figure.update_yaxes(title=f"{labels[1]}, log10", color=VERMILION, showgrid=False, secondary_y=True)
     figure.update_layout(violinmode="overlay")
-    _write(figure, title, path, height=560, width=None)
+    _write(figure, title, path, height=460, width=None, legend_above=0)
 
 
 def frontier(
-    by_layer: Sequence[tuple[Any, pd.DataFrame]],
-    architectures: Sequence[str],
-    d_in: int | None,
+    panels: Sequence[Frontier],
+    styles: Mapping[str, Style],
+    table: pd.DataFrame,
+    labels: tuple[str, str],
     title: str | None,
     path: Path,
 ) -> None:
     """Write loss against L0."""
-    titles = [layer_title(layer) for layer, _ in by_layer]
-    figure: Any = make_subplots(1, len(by_layer), subplot_titles=titles, shared_yaxes=True)
-    for i, (_, part) in enumerate(by_layer):
-        for j, name in enumerate(architectures):
-            line = architecture_rows(part, name)
+    n_nonfinite = nonfinite_by_architecture(table)
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure: Any = make_subplots(
+        rows, columns, subplot_titles=[_broken(panel.title, 40) for panel in panels], shared_yaxes=True,
+        x_title=labels[0], y_title=_broken(labels[1], 60), vertical_spacing=0.25 / (rows + 1),
+    )  # fmt: skip
+    for i, panel in enumerate(panels):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        for name, style in styles.items():
+            line = panel.rows[name]
             text = [
                 f"{escape(str(row.get('label', '')))}<br>L0 {row['l0']:.4g}<br>loss {row['loss']:.4g}" for row in line
             ]
             figure.add_trace(
                 go.Scatter(
                     x=[row["l0"] for row in line], y=[row["loss"] for row in line],
-                    name=name, legendgroup=name, showlegend=i == 0, text=text,
-                    hoverinfo="text+name", mode="lines+markers", line={"color": SERIES_COLORS[j % len(SERIES_COLORS)]},
-                    marker={"symbol": _SYMBOLS[(j + j // len(SERIES_COLORS)) % len(_SYMBOLS)], "size": 8},
+                    name="<br>".join(filter(None, (escape(name), left_out(n_nonfinite.get(name, 0))))),
+                    legendgroup=name, showlegend=i == 0, text=text, hoverinfo="text+name", mode="lines+markers",
+                    line={"color": style.color, "dash": "dash" if style.dashed else "solid"},
+                    marker={"symbol": style.symbol, "size": 8},
                 ),
-                row=1, col=i + 1,
+                **place,
             )  # fmt: skip
-        if d_in is not None:
-            figure.add_vline(d_in, line={"color": "#777", "dash": "dash", "width": 1}, row=1, col=i + 1)
-    figure.update_xaxes(type="log", title="active features per token (L0)")
+        for name, value in panel.lines.items():
+            figure.add_vline(value, line={"color": _GREY, "dash": "dot", "width": 1}, **place)
+            # On a logarithmic axis plotly places lines by the value and texts by its logarithm.
+            figure.add_annotation(
+                x=np.log10(value), y=1, yref="y domain", text=escape(name), textangle=-90, showarrow=False,
+                xanchor="right", yanchor="top", font={"color": _GREY, "size": 11}, **place,
+            )  # fmt: skip
+        if panel.level is not None:
+            figure.add_hline(panel.level, line={"color": _GREY, "dash": "dot", "width": 1}, **place)
+    figure.update_xaxes(type="log")
     figure.update_yaxes(type="log")
-    figure.update_yaxes(title="loss", col=1)
-    _write(figure, title, path, height=520, width=None)
+    _hide_empty(figure, len(panels), rows, columns)
+    _write(figure, title, path, height=420 * rows, width=None)
 
 
-def _write(figure: Any, title: str | None, path: Path, *, height: int, width: int | None) -> None:
+def _broken(text: str, characters: int) -> str:
+    """Plain text as plotly's HTML, in lines of at most so many characters."""
+    lines = [line for part in text.split("\n") for line in wrap(part, characters) or [""]]
+    return "<br>".join(escape(line, quote=False) for line in lines)
+
+
+def _hide_empty(figure: Any, panels: int, rows: int, columns: int) -> None:
+    for i in range(panels, rows * columns):
+        place = {"row": i // columns + 1, "col": i % columns + 1}
+        figure.update_xaxes(visible=False, **place)
+        figure.update_yaxes(visible=False, **place)
+
+
+def _write(
+    figure: Any, title: str | None, path: Path, *, height: int, width: int | None, legend_above: int | None = None
+) -> None:
+    """Write a page whose panels are so high; what is above them has room of its own, and does not lie over them.
+
+    Args:
+        figure: The figure.
+        title: Above all.
+        path: The file.
+        height: Pixels of all panels together.
+        width: Pixels; the window's if None.
+        legend_above: Lines of the panels' titles, above which the legend is; right of the panels if None.
+    """
+    shown = _broken(title, (width or _MIN_WIDTH) * _TITLE_CHARACTERS // 100) if title else ""
+    top = 40 + (_TITLE_LINE * (shown.count("<br>") + 1) if shown else 0)
+    legend: dict[str, Any] = {}
+    if legend_above is not None:
+        panel_titles = 12 + _PANEL_TITLE_LINE * legend_above
+        legend = {"orientation": "h", "yanchor": "bottom", "y": 1 + panel_titles / height, "x": 0}
+        top += panel_titles + 40  # the legend may need two lines
+    bottom = 70
     figure.update_layout(
-        title=title, template="plotly_white", height=height, width=width, font={"size": 13},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.06, "x": 0},
-        margin={"t": 110 if title else 80, "l": 60, "r": 30, "b": 50},
+        title={"text": shown, "y": 1, "yanchor": "top", "pad": {"t": 14}}, template="plotly_white",
+        height=top + height + bottom, width=width, font={"size": 13}, legend=legend,
+        margin={"t": top, "l": 90, "r": 30, "b": bottom},
     )  # fmt: skip
     figure.write_html(path, include_plotlyjs=True, full_html=True)

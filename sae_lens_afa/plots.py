@@ -13,7 +13,7 @@ import numpy as np
 
 from sae_lens_afa import _plot_axes as axes_of
 from sae_lens_afa import _plot_data as data_of
-from sae_lens_afa._plot_data import BLUE, SERIES_COLORS, VERMILION
+from sae_lens_afa._plot_styles import BLUE, VERMILION, styles_of
 from sae_lens_afa.evals.figures import Array
 from sae_lens_afa.evals.result import AFAResult
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["eps_lbo_plot", "l0_plot", "zf_plot"]
 
+_NMSE, _LBO = "normalised MSE  ‖z - ẑ‖² / ‖z‖²", "ε-LBO"
+
 Save = str | Path | Sequence[str | Path] | None
 
 
@@ -31,6 +33,7 @@ def zf_plot(
     data: AFAResult | Mapping[str, AFAResult] | pd.DataFrame,
     *,
     centered: bool = False,
+    rescale_by_token_std: bool = True,
     max_points: int = 3000,
     title: str | None = None,
     save: Save = None,
@@ -39,12 +42,14 @@ def zf_plot(
 
     Points above the line y = x are over-activated tokens, below it under-activated ones; on the broken lines
     eps (n - 1) is 0.25, 0.5 and 1. Colour is how many tokens lie there. Axes are logarithmic where norms span a
-    factor of 20.
+    factor of 20. Tokens with a NaN or an infinity are left out and counted.
 
     Args:
         data: A result, results by name, or a table of tokens with the columns `dense_norm` and `feature_norm`
             (and `sae` or `layer` for the panels; `context` for the hover text).
         centered: The centred form instead of the paper's.
+        rescale_by_token_std: Where every ||z|| is the same, as under layer_norm, draw norms times their token's
+            standard deviation (the column `token_std`, if it is there), and say so on the axes. Ratios stay.
         max_points: Tokens drawn in a panel, at random if there are more.
         title: Above the figure.
         save: File or files to write: .png, .svg, .pdf, or .html with each token's context on hovering.
@@ -54,27 +59,27 @@ def zf_plot(
         ValueError: there is nothing to plot, or `save` ends in something else.
     """
     form = "centered_" if centered else ""
-    groups = data_of.token_groups(data, [f"{form}dense_norm", f"{form}feature_norm"])
-    panels = {name: data_of.zf_panel(table, form, max_points) for name, table in groups.items()}
+    groups = data_of.token_groups(data, [f"{form}dense_norm", f"{form}feature_norm"], form)
+    panels = {
+        name: data_of.zf_panel(group, form, max_points, rescale=rescale_by_token_std) for name, group in groups.items()
+    }
+    marked = len({panel.rescaled for panel in panels.values()}) > 1
+    titles = [f"{name} {data_of.RESCALED}" if marked and p.rescaled else name for name, p in panels.items()]
+    labels = data_of.zf_labels(list(panels.values()), form)
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
     size = (3.9, 4.5) if len(panels) == 1 else (2.35 * columns + 0.5, 2.4 * rows + 1.0)
     figure, axes = axes_of.figure(rows, columns, size)
-    for axis, (name, panel) in zip(axes, panels.items(), strict=False):
-        axes_of.zf_axis(axis, name, panel)
+    for axis, panel in zip(axes, panels.values(), strict=False):
+        axes_of.zf_axis(axis, panel)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    minus_bias = " - b‖" if centered else "‖"
-    figure.supxlabel(f"dense norm ‖z{minus_bias}", fontsize=10)
-    figure.supylabel("feature norm ‖f‖" + ("" if centered else ", bias as a feature"), fontsize=10)
-    figure.legend(
-        handles=axes_of.zf_legend(),
-        loc="outside upper center",
-        ncols=4 if columns > 2 else 2,
-        title=title,
-        handlelength=2.4,
+    axes_of.set_panel_titles(figure, list(zip(axes, titles, strict=False)), (size[0] - 0.5) / columns - 0.15)
+    axes_of.set_labels(figure, *labels)
+    axes_of.legend_above(figure, axes_of.zf_legend(), 4 if columns > 2 else 2, title)
+    data_of.save_all(
+        save, figure.savefig, lambda path: _html().zf(list(panels.values()), titles, labels, form, title, path)
     )
-    data_of.save_all(save, figure.savefig, lambda path: _html().zf(panels, form, title, path))
     return figure
 
 
@@ -105,16 +110,13 @@ def eps_lbo_plot(
         ValueError: there is nothing to plot, or `save` ends in something else.
     """
     lbo = "centered_epsilon_lbo" if centered else "epsilon_lbo"
-    groups = data_of.token_groups(data, ["nmse", lbo])
+    groups = data_of.token_groups(data, ["nmse", lbo], "centered_" if centered else "")
     names = list(groups)
     figure, (axis,) = axes_of.figure(1, 1, (max(4.5, 0.72 * len(names) + 2.0), 4.2))
     twin = axis.twinx()
     twin.spines["right"].set_visible(True)
-    for side, ax, column, color, label in (
-        (-1, axis, "nmse", BLUE, "normalised MSE  ‖z - ẑ‖² / ‖z‖²"),
-        (1, twin, lbo, VERMILION, "ε-LBO"),
-    ):
-        values = [_positive(table, column) for table in groups.values()]
+    for side, ax, column, color, label in ((-1, axis, "nmse", BLUE, _NMSE), (1, twin, lbo, VERMILION, _LBO)):
+        values = [_positive(group.table, column) for group in groups.values()]
         axes_of.half_violins(ax, values, side, color, max_tokens)
         ax.set_yscale("log")
         ax.set_ylabel(label, color=color)
@@ -122,13 +124,18 @@ def eps_lbo_plot(
     axis.set(xlim=(-0.6, len(names) - 0.4))
     shown = [name.removeprefix("layer ") for name in names]
     layers = shown != names
+    notes = [data_of.left_out(group.n_nonfinite) for group in groups.values()]
+    shown = ["\n".join(filter(None, pair)) for pair in zip(shown, notes, strict=True)]
     slanted = max(map(len, shown)) > 10 and len(names) > 1
-    axis.set_xticks(range(len(names)), shown, rotation=25 if slanted else 0, ha="right" if slanted else "center")
+    ticks = [axes_of.wrapped(figure, text, 1.8, 9) for text in shown]
+    axis.set_xticks(
+        range(len(names)), ticks, rotation=25 if slanted else 0, ha="right" if slanted else "center", parse_math=False
+    )
     if layers:
         axis.set_xlabel("layer")
     handles = axes_of.violin_legend(ranked=len(names) > 1)
-    figure.legend(handles=handles, loc="outside upper center", ncols=5 if len(names) > 3 else 3, title=title)
-    data_of.save_all(save, figure.savefig, lambda path: _html().half_violins(groups, lbo, title, path))
+    axes_of.legend_above(figure, handles, 5 if len(names) > 3 else 3, title)
+    data_of.save_all(save, figure.savefig, lambda path: _html().half_violins(groups, lbo, (_NMSE, _LBO), title, path))
     return figure
 
 
@@ -139,17 +146,24 @@ def l0_plot(
     loss: str = "nmse_mean",
     loss_label: str | None = None,
     d_in: int | None = None,
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+    levels: Mapping[str, float] | None = None,
     title: str | None = None,
     save: Save = None,
 ) -> Figure:
     """Loss against L0 with a line per architecture: what is lost at how many active features.
 
+    An architecture has the same colour and marker in every plot.
+
     Args:
         data: A table with the columns `architecture`, `l0` and `loss` (and `layer` for panels, `label` for the
-            hover text), a row per SAE; or results by architecture.
+            hover text, `n_nonfinite` for tokens that are in neither figure), a row per SAE; or results by architecture.
         loss: Which figure of the results is the loss; a table has its own.
         loss_label: Label of the loss axis; the figure's name if None.
         d_in: Draw a line there: a code with more active features than dimensions is not sparse.
+        lines: Further values of L0 to mark with their names, by layer: {"6": {"true L0": 12.0}}; "" where the data
+            has no layers.
+        levels: A loss to draw a level line at, by layer.
         title: Above the figure.
         save: As for `zf_plot`.
 
@@ -159,36 +173,28 @@ def l0_plot(
     """
     table = _frontier(data, loss)
     by_layer = list(table.groupby("layer", sort=False)) if "layer" in table.columns else [("", table)]
-    columns = min(len(by_layer), 3)
-    rows = -(-len(by_layer) // columns)
-    figure, axes = axes_of.figure(rows, columns, (3.1 * columns + 1.6, 3.0 * rows + 0.6), sharey=True)
-    architectures = list(dict.fromkeys(table["architecture"]))
-    for axis, (layer, part) in zip(axes, by_layer, strict=False):
-        for i, name in enumerate(architectures):
-            line = data_of.architecture_rows(part, name)
-            axis.plot(
-                [row["l0"] for row in line],
-                [row["loss"] for row in line],
-                label=name,
-                color=SERIES_COLORS[i % len(SERIES_COLORS)],
-                marker=axes_of.MARKERS[(i + i // len(SERIES_COLORS)) % len(axes_of.MARKERS)],
-                markersize=5.5,
-                markeredgecolor="white",
-                markeredgewidth=0.6,
-                linewidth=1.3,
-            )
-        if d_in is not None:
-            axis.axvline(d_in, color="#777777", linewidth=0.8, linestyle=(0, (4, 3)), label=f"L0 = d_in = {d_in}")
-        axis.set(xscale="log", yscale="log", title=data_of.layer_title(layer))
-        for ticks in (axis.xaxis, axis.yaxis):
-            axes_of.plain_ticks(ticks)
-    for axis in axes[len(by_layer) :]:
+    panels = [
+        data_of.Frontier(
+            data_of.layer_title(layer),
+            {name: data_of.architecture_rows(part, name) for name in dict.fromkeys(table["architecture"])},
+            {**({} if d_in is None else {f"d_in = {d_in}": d_in}), **(lines or {}).get(str(layer), {})},
+            (levels or {}).get(str(layer)),
+        )
+        for layer, part in by_layer
+    ]
+    labels = ("active features per token (L0)", loss_label or (loss if isinstance(data, Mapping) else "loss"))
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure, axes = axes_of.figure(rows, columns, (3.1 * columns + 1.0, 3.0 * rows + 0.4), sharey=True)
+    styles = styles_of(table["architecture"])
+    for axis, panel in zip(axes, panels, strict=False):
+        axes_of.frontier_axis(axis, panel, styles)
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    figure.supxlabel("active features per token (L0)", fontsize=10)
-    figure.supylabel(loss_label or (loss if isinstance(data, Mapping) else "loss"), fontsize=10)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4 if columns > 1 else 2, title=title)
-    data_of.save_all(save, figure.savefig, lambda path: _html().frontier(by_layer, architectures, d_in, title, path))
+    axes_of.set_panel_titles(figure, [(axis, p.title) for axis, p in zip(axes, panels, strict=False)], 2.9)
+    axes_of.set_labels(figure, *labels)
+    axes_of.legend_beside(figure, axes_of.frontier_legend(styles, data_of.nonfinite_by_architecture(table)), title)
+    data_of.save_all(save, figure.savefig, lambda path: _html().frontier(panels, styles, table, labels, title, path))
     return figure
 
 
@@ -201,7 +207,12 @@ def _frontier(data: object, loss: str) -> pd.DataFrame:
     elif isinstance(data, Mapping):
         table = pd.DataFrame(
             [
-                {"architecture": str(name), "l0": result.l0_mean, "loss": getattr(result, loss)}
+                {
+                    "architecture": str(name),
+                    "l0": result.l0_mean,
+                    "loss": getattr(result, loss),
+                    "n_nonfinite": result.n_nonfinite,
+                }
                 for name, results in data.items()
                 for result in results
             ]
@@ -219,7 +230,7 @@ def _frontier(data: object, loss: str) -> pd.DataFrame:
 def _positive(table: pd.DataFrame, column: str) -> Array:
     """Defined values; those that are 0 cannot be shown on a logarithmic axis and count as the smallest that is not."""
     values = data_of.column_of(table, column)
-    values = values[~np.isnan(values)]
+    values = values[np.isfinite(values)]
     if not (values > 0).any():
         raise ValueError(f"nothing to plot: no value of {column!r} is above 0.")
     return np.maximum(values, values[values > 0].min())

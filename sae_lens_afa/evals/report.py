@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,19 +140,25 @@ def write_plots(report: EvalReport, output: Path, formats: Sequence[str]) -> lis
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}.")
     tokens = read_tokens(report.folder)
+    # The results know how many tokens could not be judged; the table does not.
+    drawn = {str(name): replace(report.results[str(name)], tokens=part) for name, part in _by_sae(tokens)}
     title = f"{report.settings['model']}, {report.settings['dataset']}"
 
     def paths(name: str) -> list[Path]:
         return [output / f"{name}.{suffix}" for suffix in formats]
 
-    plots.zf_plot(tokens, title=title, save=paths("zf"))
-    plots.eps_lbo_plot(tokens, title=title, save=paths("eps_lbo"))
+    plots.zf_plot(drawn, title=title, save=paths("zf"))
+    plots.eps_lbo_plot(drawn, title=title, save=paths("eps_lbo"))
     written = paths("zf") + paths("eps_lbo")
     frontier = _frontier(report)
     if len(frontier):
         plots.l0_plot(frontier, loss_label="normalised MSE, mean", title=title, save=paths("l0"))
         written += paths("l0")
     return written
+
+
+def _by_sae(tokens: pd.DataFrame) -> Iterable[tuple[Any, pd.DataFrame]]:
+    return tokens.groupby("sae", sort=False)
 
 
 def _frontier(report: EvalReport) -> pd.DataFrame:
@@ -167,6 +173,7 @@ def _frontier(report: EvalReport) -> pd.DataFrame:
             "l0": result.l0_mean,
             "loss": result.nmse_mean,
             "label": name,
+            "n_nonfinite": result.n_nonfinite,
         }
         for name, result in report.results.items()
         if hooks[report.described[name]["hook_name"]] > 1

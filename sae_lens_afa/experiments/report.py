@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from sae_lens_afa.experiments.sweep import Sweep
 
 Row = Mapping[str, Any]
-_LINE: dict[str, Any] = {"color": "#777777", "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
-_LINE_TITLE: dict[str, Any] = {"fontsize": 8, "color": "#777777", "rotation": 90, "va": "top", "ha": "right"}
 
 
 @dataclass(frozen=True)
@@ -139,24 +137,20 @@ def _welch_table(tests: Sequence[Welch], criterion: Criterion) -> str:
 
 
 def _draw(path: Path, plot: Plot, table: pd.DataFrame, rows: Sequence[Row], sweep: Sweep) -> list[Path]:
-    """The plot as an image, with lines at d_in and at the true L0, and as a page."""
+    """The plot as an image and as a page, with lines at d_in and at the true L0."""
     from sae_lens_afa.plots import l0_plot
 
-    figure = l0_plot(table, loss_label=plot.label)
-    # A panel for each stream, in the order of the table.
-    for axis, stream in zip(figure.axes, dict.fromkeys(table["layer"]), strict=False):
+    lines: dict[str, dict[str, float]] = {}
+    levels: dict[str, float] = {}
+    for stream in dict.fromkeys(table["layer"]):
         of_stream = [row for row in (*rows, *sweep.published()) if row["stream"] == stream]
-        for name, title in (("d_in", "d_in"), ("true_l0", "true L0")):
-            if (value := _known(of_stream, name)) is not None:
-                axis.axvline(value, **_LINE)
-                axis.annotate(title, (value, 1), xycoords=("data", "axes fraction"), **_LINE_TITLE)
-        if plot.reference and (value := _known(of_stream, plot.reference)) is not None:
-            axis.axhline(value, **_LINE)
-    page = path.with_suffix(".html")
-    return [
-        write_whole(path, lambda partial: figure.savefig(partial, dpi=150)),
-        write_whole(page, lambda partial: l0_plot(table, loss_label=plot.label, save=partial)),
-    ]
+        known = {title: _known(of_stream, name) for name, title in (("d_in", "d_in"), ("true_l0", "true L0"))}
+        lines[stream] = {title: value for title, value in known.items() if value is not None}
+        if plot.reference and (level := _known(of_stream, plot.reference)) is not None:
+            levels[stream] = level
+    files = [path, path.with_suffix(".html")]
+    l0_plot(table, loss_label=plot.label, lines=lines, levels=levels, save=files)
+    return files
 
 
 def _known(rows: Sequence[Row], name: str) -> float | None:
