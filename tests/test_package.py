@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import ast
 import importlib.metadata
 import inspect
 import re
@@ -108,18 +108,121 @@ def test_registering_again_is_no_error():
     assert registry.get_sae_class("top_afa") == before
 
 
-def test_a_second_import_puts_the_new_classes_in_place():
-    script = """
-import sys, sae_lens_afa
-from sae_lens.registry import get_sae_class
-first = get_sae_class("top_afa")[0]
-for name in [m for m in sys.modules if m.partition(".")[0] == "sae_lens_afa"]:
-    del sys.modules[name]
-import sae_lens_afa
-assert get_sae_class("top_afa")[0] is sae_lens_afa.TopAFASAE is not first
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+def test_the_architectures_are_registered_in_whatever_order_things_are_imported():
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", IMPORT_ORDERS], capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done"]
+
+
+# One process for all orders: SAELens' own dependencies, whose import takes seconds, stay loaded.
+IMPORT_ORDERS = """
+import importlib, importlib.util, sys, threading
+import torch, datasets, transformers, transformer_lens
+
+OWN = ("sae_lens", "sae_lens_afa")
+
+def forget(*packages):
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+def ours_first():
+    import sae_lens_afa
+    assert "sae_lens" not in sys.modules
+    from sae_lens import SAE
+
+def saelens_first():
+    import sae_lens
+    before = set(sys.modules)
+    import sae_lens_afa
+    sae_lens_afa.TopAFASAE
+    new = {name.partition(".")[0] for name in set(sys.modules) - before}
+    assert not new & {"matplotlib", "plotly", "numba", "triton", "IPython"}, new
+
+def an_architecture_first():
+    from sae_lens_afa.saes import TopAFASAE
+
+def a_module_without_saelens_first():
+    import sae_lens_afa.functional
+    assert "sae_lens" not in sys.modules
+    import sae_lens.registry
+
+def the_runner_as_a_module():
+    import sae_lens_afa
+    importlib.import_module("sae_lens.llm_sae_training_runner")
+
+def all_names():
+    names = {}
+    exec("from sae_lens_afa import *", names)
+    assert names["TopAFASAE"] is sys.modules["sae_lens_afa"].TopAFASAE
+
+def only_looked_for_first():
+    import sae_lens_afa
+    assert importlib.util.find_spec("sae_lens").loader.get_source("sae_lens")
+    assert "sae_lens" not in sys.modules
+    import sae_lens
+
+def reloaded():
+    import sae_lens_afa
+    importlib.reload(sae_lens_afa)
+    assert sum(type(finder).__name__ == "_Finder" for finder in sys.meta_path) == 1
+    import sae_lens
+    importlib.reload(sae_lens_afa)
+
+def imported_a_second_time():
+    import sae_lens_afa
+    first = sae_lens_afa.TopAFASAE
+    forget("sae_lens_afa")
+    import sae_lens_afa
+    assert sae_lens_afa.TopAFASAE is not first
+
+def without_saelens_first():
+    sys.modules["sae_lens"] = None
+    import sae_lens_afa
+    for wanted in ("sae_lens", "sae_lens_afa.saes"):
+        try:
+            importlib.import_module(wanted)
+        except ImportError as error:
+            assert "sae_lens" in str(error)
+        else:
+            raise AssertionError("imported")
+    del sys.modules["sae_lens"]
+    import sae_lens
+
+def two_threads():
+    import sae_lens_afa
+    from sae_lens_afa import _registration
+    other = threading.Thread(target=importlib.import_module, args=["sae_lens_afa.saes"], daemon=True)
+    own = _registration._Loader.exec_module
+
+    def execute(self, module):
+        # While SAELens is being imported, another thread begins with the architectures, until it has to wait.
+        other.start()
+        while "sae_lens_afa.saes" not in sys.modules:
+            other.join(0.01)
+        own(self, module)
+
+    _registration._Loader.exec_module = execute
+    import sae_lens.registry
+    assert "top_afa" in sae_lens.registry.SAE_CLASS_REGISTRY  # at once, whatever the other thread does
+    other.join(60)
+    assert not other.is_alive()
+
+for order in (
+    ours_first, saelens_first, an_architecture_first, a_module_without_saelens_first, the_runner_as_a_module, all_names,
+    only_looked_for_first, reloaded, imported_a_second_time, without_saelens_first, two_threads,
+):
+    forget(*OWN)
+    order()
+    registry, ours = sys.modules["sae_lens.registry"], sys.modules["sae_lens_afa"]
+    name = order.__name__
+    assert registry.get_sae_class("top_afa") == (ours.TopAFASAE, ours.TopAFASAEConfig), name
+    assert {"afa_threshold", "mutual_choice", "feature_choice"} <= set(registry.SAE_TRAINING_CLASS_REGISTRY), name
+    assert not any(type(finder).__name__ == "_Finder" for finder in sys.meta_path), name
+    assert type(sys.modules["sae_lens"].__spec__.loader).__name__ != "_Loader", name
+print("done")
+"""
 
 
 @pytest.mark.parametrize("name", ["SAE_CLASS_REGISTRY", "SAE_TRAINING_CLASS_REGISTRY"])
@@ -132,15 +235,40 @@ def test_a_name_held_by_another_package_is_one_clear_error(monkeypatch, name):
 
 def test_importing_is_quiet_and_light():
     script = """
-import sys, sae_lens
-before = set(sys.modules)
-import sae_lens_afa
-loaded = {m.partition(".")[0] for m in set(sys.modules) - before}
-print(sorted(loaded & {"matplotlib", "plotly", "numba", "triton", "IPython"}))
+import sys
+import sae_lens_afa as afa
+assert "TopAFASAE" in dir(afa) and "experiments" in dir(afa)
+from sae_lens_afa.evals.report import read_report
+from sae_lens_afa.plots import zf_plot
+heavy = {"torch", "sae_lens", "transformers", "datasets", "matplotlib", "plotly", "pandas", "numba", "triton"}
+print(sorted(heavy & set(sys.modules)))
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_every_name_is_found_when_it_is_asked_for():
+    for name in sae_lens_afa.__all__:
+        assert getattr(sae_lens_afa, name) is not None
+    for package in (sae_lens_afa.evals, sae_lens_afa.hub, sae_lens_afa.experiments, sae_lens_afa.demo):
+        assert set(package.__all__) <= set(dir(package))
+        assert all(getattr(package, name) is not None for name in package.__all__)
+    assert callable(sae_lens_afa.hub.load)  # and not the module of that name
+    assert sae_lens_afa.runner.InterruptibleTrainingRunner
+    with pytest.raises(AttributeError, match="module 'sae_lens_afa' has no attribute 'TopAFA'"):
+        _ = sae_lens_afa.TopAFA
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from sae_lens_afa.evals import nothing  # noqa: F401
+
+
+def test_type_checkers_see_the_names_that_are_found_at_run_time():
+    for package in (sae_lens_afa, sae_lens_afa.evals, sae_lens_afa.hub):
+        tree = ast.parse(inspect.getsource(package))
+        checked = next(node for node in tree.body if isinstance(node, ast.If))
+        imported = {alias.asname or alias.name for node in checked.body for alias in node.names}
+        lazy = inspect.getclosurevars(package.__getattr__).nonlocals
+        assert imported == {*lazy["home"], *lazy["modules"]}
 
 
 # ---- installation

@@ -14,7 +14,14 @@ import traceback
 import torch
 
 import sae_lens_afa as afa
-import sae_lens_afa.cli  # (for its imports)
+
+# What scripts and the command import when they use it.
+import sae_lens_afa.cli
+import sae_lens_afa.hub.command
+import sae_lens_afa.interop.command
+
+for name in afa.__all__:
+    getattr(afa, name)
 
 
 def make(seed: int = 0, **settings) -> afa.TopAFATrainingSAE:

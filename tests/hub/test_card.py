@@ -51,6 +51,15 @@ def test_metadata():
     }  # fmt: skip
 
 
+def test_tokens_that_were_left_out_are_counted_where_there_were_any():
+    for left_out, shown in ((0, False), (3, True)):
+        card = write(saes={"a": SAEFacts(FACTS.cfg, {}, {**FACTS.metrics, "n_nonfinite": left_out})})
+        assert ("| tokens left out (NaN, infinity) |" in card) == shown
+        (model,) = metadata(card)["model-index"]
+        names = {metric["name"] for result in model["results"] for metric in result["metrics"]}
+        assert ("tokens left out (NaN, infinity) (a)" in names) == shown
+
+
 def test_figures_of_two_saes_do_not_merge():
     other = SAEFacts(FACTS.cfg, {}, {**FACTS.metrics, "l0_mean": 7.0})
     (model,) = metadata(write(saes={"a": FACTS, "b": other}))["model-index"]

@@ -48,6 +48,45 @@ def test_info(folder):
     assert set(afa.hub.info(folder, "top").saes) == {"top"}
 
 
+def test_info_counts_the_tokens_that_its_figures_leave_out(folder):
+    for left_out, shown in ((12_345, ["tokens", "left", "out", "(NaN,", "infinity)", "12,345"]), (0, None)):
+        metrics = {"version": 1, "l0_mean": 3.25, "n_nonfinite": left_out}
+        (folder / "top/afa_metrics.json").write_text(json.dumps(metrics))
+        rows = [line.split() for line in str(afa.hub.info(folder, "top")).splitlines() if "left out" in line]
+        assert rows == ([shown] if shown else [])
+
+
+def test_info_reads_an_architecture_that_only_another_package_knows_and_load_names_it(folder):
+    edit(folder / "top", architecture="their_sae")
+    assert "their_sae" in str(afa.hub.info(folder, "top"))
+    with pytest.raises(ValueError, match="architecture 'their_sae', which is not registered"):
+        afa.load(folder, "top")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metadata": [1]}, r"metadata in cfg.json must be an object, got \[1\]"),
+        ({"sae_lens_version": "latest"}, "sae_lens_version in cfg.json is no version: 'latest'"),
+        ({"d_in": None}, "d_in in cfg.json must be an integer >= 1, got None"),
+        ({"architecture": ["top_afa"]}, r"has architecture \['top_afa'\], which is not registered"),
+        ({"architecture": None}, "has architecture None, which is not registered"),
+    ],
+)
+def test_an_edited_config_is_named(folder, changes, says):
+    edit(folder / "top", **changes)
+    with pytest.raises(ValueError, match=f"top: {says}|top {says}"):
+        afa.load(folder, "top")
+
+
+def test_a_config_of_an_older_saelens_gets_the_fields_that_it_left_out(folder):
+    cfg = {"d_in": 6, "d_sae": 9, "dtype": "float32", "model_name": "gpt2", "hook_point": "blocks.1.hook_resid_pre"}
+    (folder / "deep/er/cfg.json").write_text(json.dumps(cfg))
+    about = str(afa.hub.info(folder, "deep/er"))
+    for said in ("standard", "gpt2", "blocks.1.hook_resid_pre"):
+        assert said in about
+
+
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
