@@ -9,9 +9,6 @@ from contextlib import contextmanager
 
 from sae_lens import logger as sae_lens_logger
 
-from sae_lens_afa.loading.models import check_device as check_device
-from sae_lens_afa.loading.text import text_dataset as text_dataset
-
 _EXPECTED_WARNINGS = (
     "The training dataset contains fewer samples",
     "Dataset is not tokenized",

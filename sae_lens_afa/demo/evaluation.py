@@ -10,10 +10,10 @@ from typing import Any
 
 from sae_lens import SAE, ActivationsStore, HookedSAETransformer
 
-from sae_lens_afa._support import text_dataset
 from sae_lens_afa.demo.text import load_text
 from sae_lens_afa.evals.language_model import run_afa_evals
 from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.loading.text import text_dataset
 
 DEFAULT_TOKENS = 49_152  # the held-out chapters, once
 # Of them: three passes of the language model for each SAE.

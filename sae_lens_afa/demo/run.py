@@ -13,12 +13,14 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_afa._support import check_device, expected_messages_off, text_dataset
+from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.demo import evaluation
 from sae_lens_afa.demo.evaluation import DemoResult
 from sae_lens_afa.demo.model import MODEL_NAME, load_model
 from sae_lens_afa.demo.text import load_text
 from sae_lens_afa.files import check_output_folder, write_whole
+from sae_lens_afa.loading.models import check_device
+from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 from sae_lens_afa.saes import AFAThresholdTrainingSAEConfig, TopAFATrainingSAEConfig
 

@@ -11,7 +11,6 @@ from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import check_device
 from sae_lens_afa.experiments.activation_file import read_activations, shuffled_batches
 from sae_lens_afa.experiments.activations_presets import PRESETS
 from sae_lens_afa.experiments.arms import Arm, check_arms
@@ -24,6 +23,7 @@ from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
 from sae_lens_afa.experiments.text_source import TextSource
 from sae_lens_afa.experiments.training import Training, build, resized, train_together
 from sae_lens_afa.files import sha256_of
+from sae_lens_afa.loading.models import check_device
 
 _VARIANCE = Plot("explained_variance", "1 - explained variance", complement=True)
 _STREAM = "activations"

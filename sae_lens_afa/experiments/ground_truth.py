@@ -12,7 +12,6 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import check_device
 from sae_lens_afa.experiments.arms import Arm, check_arms
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
 from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures
@@ -22,6 +21,7 @@ from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
 from sae_lens_afa.experiments.training import OwnRandom, Training, build, resized, train_together
 from sae_lens_afa.experiments.worlds import WORLDS
+from sae_lens_afa.loading.models import check_device
 
 if TYPE_CHECKING:
     from sae_lens.synthetic import SyntheticModel

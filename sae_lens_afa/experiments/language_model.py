@@ -11,7 +11,6 @@ import torch
 from sae_lens.saes.sae import TrainingSAE
 from typing_extensions import override
 
-from sae_lens_afa._support import check_device
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.experiments.arms import Arm, Run, check_arms
 from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures, standardised
@@ -21,6 +20,7 @@ from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
 from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
 from sae_lens_afa.experiments.training import Training, build, train_together
+from sae_lens_afa.loading.models import check_device
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule

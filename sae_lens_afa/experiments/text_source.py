@@ -14,14 +14,13 @@ from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAET
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
-from sae_lens_afa._support import text_dataset
 from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
 from sae_lens_afa.experiments.measures import standardised
 from sae_lens_afa.experiments.training import OwnRandom, Training
 from sae_lens_afa.loading.models import check_hook_name, load_language_model
 from sae_lens_afa.loading.names import first_line
-from sae_lens_afa.loading.text import load_text_dataset
+from sae_lens_afa.loading.text import load_text_dataset, text_dataset
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule

@@ -14,14 +14,14 @@ from safetensors import safe_open
 
 from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult
 from sae_lens_afa.files import (
-    ACTIVATION_SCALER_CFG_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
     SPARSITY_FILENAME,
 )
-from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import METRICS_FILENAME, PLOT_FILENAME, is_number
+from sae_lens_afa.loading import sae_folder
+from sae_lens_afa.loading.saes import load_checkpoint
 
 # Of the runner's settings: paths and accounts of the computer that trained.
 _PRIVATE = (
@@ -44,12 +44,12 @@ def check_source(source: Any, where: str) -> None:
     if not isinstance(source, (str, Path)):
         raise TypeError(f"{where} must be an SAE or the folder of one, got a {type(source).__name__}.")
     folder = Path(source)
-    cfg = _folder.read_config(folder / SAE_CFG_FILENAME, f"{where} ({folder})")
-    training = _folder.is_training_form(cfg)
-    _folder.check_architecture(cfg, f"{where} ({folder})", training=training)
-    header = _folder.read_header(folder / SAE_WEIGHTS_FILENAME, f"{where} ({folder})")
+    cfg = sae_folder.read_config(folder / SAE_CFG_FILENAME, f"{where} ({folder})")
+    training = sae_folder.is_training_form(cfg)
+    sae_folder.check_architecture(cfg, f"{where} ({folder})", training=training)
+    header = sae_folder.read_header(folder / SAE_WEIGHTS_FILENAME, f"{where} ({folder})")
     if not training:
-        _folder.check_fit(cfg, header, f"{where} ({folder})")
+        sae_folder.check_fit(cfg, header, f"{where} ({folder})")
 
 
 def check_metrics(metrics: Mapping[Any, Any], where: str) -> None:
@@ -83,13 +83,9 @@ def bundle(source: SAE[Any] | str | Path, folder: Path, where: str, metrics: Met
 
 
 def _copy(source: Path, folder: Path, where: str) -> None:
-    cfg = _folder.read_config(source / SAE_CFG_FILENAME, where)
-    if _folder.is_training_form(cfg):
-        sae: TrainingSAE[Any] = TrainingSAE.load_from_disk(source)
-        scaling = source / ACTIVATION_SCALER_CFG_FILENAME
-        factor = json.loads(scaling.read_text()).get("scaling_factor") if scaling.is_file() else None
-        if factor is not None:
-            sae.fold_activation_norm_scaling_factor(factor)
+    cfg = sae_folder.read_config(source / SAE_CFG_FILENAME, where)
+    if sae_folder.is_training_form(cfg):
+        sae = load_checkpoint(source, where=where)
         _check_folded(sae, where)
         _save_for_inference(sae, folder)
     else:

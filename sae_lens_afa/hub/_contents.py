@@ -8,9 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_lens_afa.files import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
-from sae_lens_afa.hub import _folder
+from sae_lens_afa.files import (
+    RUNNER_CFG_FILENAME,
+    SAE_CFG_FILENAME,
+    SAE_WEIGHTS_FILENAME,
+    SPARSITY_FILENAME,
+    read_object,
+)
 from sae_lens_afa.hub._remote import Snapshot, fetch, in_folder
+from sae_lens_afa.loading import sae_folder
 
 METRICS_FILENAME = "afa_metrics.json"
 PLOT_FILENAME = "zf_plot.png"
@@ -117,7 +123,7 @@ def read_facts(folder: Path, where: str) -> SAEFacts:
         FileNotFoundError, ValueError: the config is missing, or a file is not JSON.
     """
     return SAEFacts(
-        _folder.read_config(folder / SAE_CFG_FILENAME, where),
+        sae_folder.read_config(folder / SAE_CFG_FILENAME, where),
         _read_object(folder / RUNNER_CFG_FILENAME, where),
         {name: v for name, v in _read_object(folder / METRICS_FILENAME, where).items() if name != "version"},
         (folder / PLOT_FILENAME).is_file(),
@@ -157,4 +163,4 @@ def _plain(value: Any) -> str:
 
 
 def _read_object(path: Path, where: str) -> dict[str, Any]:
-    return _folder.read_object(path, where) if path.is_file() else {}
+    return read_object(path, where) if path.is_file() else {}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, check_output_folder, sha256_of
-from sae_lens_afa.hub import _folder
 from sae_lens_afa.hub._contents import FILENAMES, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._remote import (
     Snapshot,
@@ -19,6 +18,7 @@ from sae_lens_afa.hub._remote import (
     read_snapshot,
     sae_folders,
 )
+from sae_lens_afa.loading import sae_folder
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,7 @@ def load(
     is allocated. Without a network, what the cache has is used, with a warning.
 
     Args:
-        repo_or_path: "owner/name", or a local folder.
+        repo_or_path: "owner/name", or a local folder, also of a checkpoint of training.
         sae_id: Which SAE: its folder in the repository; "." is the repository or folder itself. None takes the
             only one.
         revision: Branch, tag or commit on the Hub.
@@ -58,11 +58,12 @@ def load(
         ValueError: no such SAE (the message lists those that exist); an architecture that is not registered; weights
             that are damaged or disagree with the config (naming the tensor and both shapes).
     """
-    from sae_lens_afa._support import check_device
+    from sae_lens_afa.loading.models import check_device
+    from sae_lens_afa.loading.saes import load_sae
 
     check_device(device)
     folder, where = _locate(repo_or_path, sae_id, revision, token)
-    return _folder.load_folder(folder, device, dtype, where)
+    return load_sae(folder, device, dtype, where=where)
 
 
 def list_saes(repo_or_path: str | Path, revision: str | None = None, *, token: str | bool | None = None) -> list[str]:
@@ -183,7 +184,7 @@ def _place(files: Sequence[Path], folder: Path, digest: str) -> None:
     try:
         for path in files:
             shutil.copyfile(path, partial / path.name)
-        _folder.write_sha256(partial, digest)
+        sae_folder.write_sha256(partial, digest)
         if not folder.exists():
             partial.rename(folder)
             return
@@ -212,7 +213,7 @@ def _fetch_sae(snapshot: Snapshot, sae_id: str) -> Path:
     """Config first: what it says may be reason enough not to download the weights."""
     where = f"{sae_id} of {snapshot.repo_id}"
     path = fetch(snapshot, in_folder(sae_id, SAE_CFG_FILENAME))
-    _folder.check_architecture(_folder.read_config(path, where), where)
+    sae_folder.check_architecture(sae_folder.read_config(path, where), where)
     return fetch(snapshot, in_folder(sae_id, SAE_WEIGHTS_FILENAME)).parent
 
 

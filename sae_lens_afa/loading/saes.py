@@ -11,7 +11,8 @@ from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME,
 from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAE, TrainingSAE
 
-from sae_lens_afa.hub import _folder as sae_folder
+from sae_lens_afa.files import read_object
+from sae_lens_afa.loading import sae_folder
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.loading.names import first_line, near
 from sae_lens_afa.saes.inference import inference_view
@@ -61,7 +62,7 @@ def load_checkpoint(folder: Path, device: str = "cpu", *, where: str | None = No
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"{where}: {SAE_WEIGHTS_FILENAME} does not fit {SAE_CFG_FILENAME}: {said}") from error
     scaling = folder / ACTIVATION_SCALER_CFG_FILENAME
-    factor = sae_folder.read_object(scaling, where).get("scaling_factor") if scaling.is_file() else None
+    factor = read_object(scaling, where).get("scaling_factor") if scaling.is_file() else None
     if factor is not None and sae.cfg.normalize_activations == "expected_average_only_in":
         sae.fold_activation_norm_scaling_factor(factor)
     return sae

@@ -23,8 +23,8 @@ from sae_lens.constants import (
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_lens_afa.files import check_output_folder, read_object
-from sae_lens_afa.hub._folder import read_header
 from sae_lens_afa.loading.models import check_device
+from sae_lens_afa.loading.sae_folder import read_header
 
 _CHECKPOINT_FILES = (
     SAE_CFG_FILENAME,

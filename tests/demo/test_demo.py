@@ -12,7 +12,6 @@ from sae_lens import ActivationsStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_afa import TopAFATrainingSAE
-from sae_lens_afa._support import text_dataset
 from sae_lens_afa.demo import DemoResult, load_text, model_folder, run_demo
 from sae_lens_afa.demo.evaluation import evaluate, table
 from sae_lens_afa.demo.run import (
@@ -27,6 +26,7 @@ from sae_lens_afa.demo.run import (
 )
 from sae_lens_afa.functional import feature_norm
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
+from sae_lens_afa.loading.text import text_dataset
 
 
 def test_the_text_is_split_by_chapters_without_overlap():

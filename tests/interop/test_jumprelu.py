@@ -20,10 +20,11 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopK
 from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 from sae_lens_afa import TopAFATrainingSAE, TopAFATrainingSAEConfig
-from sae_lens_afa._support import expected_messages_off, text_dataset
+from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.demo import load_text
 from sae_lens_afa.interop import export_jumprelu, jumprelu_report
 from sae_lens_afa.interop._split import MAX_HELD_OUT
+from sae_lens_afa.loading.text import text_dataset
 
 HELD_OUT = 4  # of every five blocks of 128 tokens, counted from 0
 

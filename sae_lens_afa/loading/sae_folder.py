@@ -5,12 +5,11 @@ SAELens is imported where an SAE is built, not where its config is read: that ta
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, sha256_of
+from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, read_object, sha256_of
 
 if TYPE_CHECKING:
     import torch
@@ -64,21 +63,6 @@ def _is_of_version_6(cfg: dict[str, Any], where: str) -> bool:
     if major is None:
         raise ValueError(f"{where}: sae_lens_version in {SAE_CFG_FILENAME} is no version: {version!r:.60}.")
     return int(major[0]) >= 6
-
-
-def read_object(path: Path, where: str) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        ValueError: it is not JSON, or holds something else.
-    """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # not UTF-8, not JSON
-        raise ValueError(f"{where}: {path.name} is not JSON ({error}); get it anew.") from error
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: {path.name} must hold an object, it holds a {type(data).__name__}.")
-    return data
 
 
 def is_training_form(cfg: dict[str, Any]) -> bool:
