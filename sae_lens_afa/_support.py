@@ -1,7 +1,8 @@
-"""SAELens' messages that say nothing to the user of a command."""
+"""Warnings: ours point at the user's line, SAELens' are left out where they say nothing to the user."""
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 from collections.abc import Generator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 
 from sae_lens import logger as sae_lens_logger
 
+_PACKAGE = __name__.partition(".")[0]
 _EXPECTED_WARNINGS = (
     "The training dataset contains fewer samples",
     "Dataset is not tokenized",
@@ -31,3 +33,11 @@ def expected_messages_off() -> Generator[None]:
             yield
     finally:
         sae_lens_logger.removeFilter(unexpected)
+
+
+def warn(message: str) -> None:
+    """Warn of what the caller asked for; the warning points at the first line outside this package."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)

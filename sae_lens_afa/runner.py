@@ -9,7 +9,6 @@ import sys
 import tempfile
 import time
 import types
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
@@ -28,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import expected_messages_off
+from sae_lens_afa._support import expected_messages_off, warn
 from sae_lens_afa.files import SAE_CFG_FILENAME, write_folder
 from sae_lens_afa.loading.models import check_context, check_hook, load_language_model
 from sae_lens_afa.loading.names import first_line
@@ -116,7 +115,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         overwrite: bool = False,
     ) -> None:
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
-        warn_of_settings(cfg, stacklevel=2)
+        warn_of_settings(cfg)
         own = (override_dataset, override_model) != (None, None)
         if override_sae is None and cfg.from_pretrained_path is None:
             torch.manual_seed(cfg.seed)
@@ -175,10 +174,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             return
         k, l0 = self.sae.cfg.k, mean_l0(self.sae, self._watch.last_batch)
         if not _LOW * k < l0 < _HIGH * k:
-            warnings.warn(
+            warn(
                 f"{self.sae.cfg.architecture()} was trained for k = {k:g} active features per token, but with the"
                 f" threshold that it is saved with it has {l0:.1f}: train for more steps.",
-                stacklevel=3,
             )
 
     @override

@@ -145,7 +145,7 @@ def run_demo(
                 " compile, for some seconds)"
             )
             torch.manual_seed(cfg.seed)
-            InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+            InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset, overwrite=overwrite).run()
         say(f"evaluate the {n_saes} SAEs on {eval_tokens:,} held-out tokens")
         results = evaluation.evaluate(demo_folders(output), model, tokens=eval_tokens, progress=progress)
     text = json.dumps([asdict(result) for result in results], indent=2) + "\n"

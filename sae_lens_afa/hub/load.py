@@ -41,7 +41,7 @@ def load(
     is allocated. Without a network, what the cache has is used, with a warning.
 
     Args:
-        repo_or_path: "owner/name", or a local folder, also of a checkpoint of training.
+        repo_or_path: "owner/name", or a local folder.
         sae_id: Which SAE: its folder in the repository; "." is the repository or folder itself. None takes the
             only one.
         revision: Branch, tag or commit on the Hub.
@@ -59,11 +59,10 @@ def load(
             that are damaged or disagree with the config (naming the tensor and both shapes).
     """
     from sae_lens_afa.loading.models import check_device
-    from sae_lens_afa.loading.saes import load_sae
 
     check_device(device)
     folder, where = _locate(repo_or_path, sae_id, revision, token)
-    return load_sae(folder, device, dtype, where=where)
+    return sae_folder.load_folder(folder, device, dtype, where)
 
 
 def list_saes(repo_or_path: str | Path, revision: str | None = None, *, token: str | bool | None = None) -> list[str]:

@@ -35,8 +35,8 @@ def load_gpt2_folder(folder: str | Path, device: str | torch.device = "cpu") -> 
     hf = AutoConfig.from_pretrained(folder, local_files_only=True)
     if hf.model_type != "gpt2":
         raise ValueError(
-            f"{folder} holds a model of type {hf.model_type!r}; as HookedTransformer only 'gpt2' is read from a folder,"
-            " any with model_class_name='AutoModelForCausalLM'."
+            f"{folder} holds a model of type {hf.model_type!r}; only 'gpt2' is read here as a HookedTransformer, any"
+            " with model_class_name='AutoModelForCausalLM'."
         )
     hf_model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     cfg = HookedTransformerConfig(

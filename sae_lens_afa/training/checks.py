@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from sae_lens.constants import (
 )
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
+from sae_lens_afa._support import warn
 from sae_lens_afa.files import check_output_folder, read_object
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.loading.sae_folder import read_header
@@ -64,7 +64,7 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
     if cfg.output_path is not None:
         output = Path(cfg.output_path)
         is_empty = output.is_dir() and not any(output.iterdir())
-        check_output_folder(output, overwrite=overwrite or is_empty)
+        check_output_folder(output, overwrite=overwrite or is_empty or _is_of_this_run(output, cfg))
     if cfg.checkpoint_path is not None:
         check_output_folder(Path(cfg.checkpoint_path), overwrite=True, what="checkpoint_path")
     if cfg.resume_from_checkpoint is not None:
@@ -73,6 +73,15 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
     if cfg.dataset_path == "" and not has_dataset and not cfg.use_cached_activations:
         raise ValueError("dataset_path is not given: name a data set on the Hub, a file or a folder.")
+
+
+def _is_of_this_run(output: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
+    """Whether a run that is resumed wrote the SAE in `output` itself: its checkpoints are in a folder of their own."""
+    settings = output / RUNNER_CFG_FILENAME
+    if cfg.resume_from_checkpoint is None or not settings.is_file():
+        return False
+    wrote = read_object(settings, str(output)).get("checkpoint_path")
+    return wrote is not None and wrote == cfg.checkpoint_path
 
 
 def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
@@ -106,22 +115,20 @@ def _check_schedule(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         )
 
 
-def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any], *, stacklevel: int) -> None:
+def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Warn of what works and is hardly meant: phases of the SAE's training that are longer than the run."""
     steps = cfg.total_training_steps
     for field in dataclasses.fields(cfg.sae):
         value = getattr(cfg.sae, field.name)
         if field.name.endswith("warm_up_steps") and isinstance(value, int) and value >= steps:
-            warnings.warn(
+            warn(
                 f"{field.name} is {value}, but the run has {steps} steps: it ends before the warm-up does, and the SAE"
                 f" is saved with settings that it was not trained for. Set {field.name} to {steps // 2} or less.",
-                stacklevel=stacklevel + 1,
             )
         if field.name == "feature_choice_start_step" and value >= steps:
-            warnings.warn(
+            warn(
                 f"{field.name} is {value}, but the run has {steps} steps: Feature Choice never starts, and the SAE"
                 " stays one of Mutual Choice.",
-                stacklevel=stacklevel + 1,
             )
 
 

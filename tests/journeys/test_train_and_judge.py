@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,9 +165,12 @@ def test_an_sae_of_the_demo_asks_for_it():
 def test_a_run_goes_on_from_its_checkpoint_with_its_own_settings():
     train(dataset_path=write("text file"), n_checkpoints=1, checkpoint_path="checkpoints")
     (checkpoint,) = Path("checkpoints").glob("*/*")
+    assert "trained" in train_command([f"--resume-from-checkpoint={checkpoint}"])  # it replaces what it wrote itself
+    Path("other").mkdir()
+    Path("other/cfg.json").write_text("another SAE's")
     with pytest.raises(FileExistsError, match="pass --overwrite"):
-        train_command(["--resume-from-checkpoint", str(checkpoint)])
-    assert "trained" in train_command([f"--resume-from-checkpoint={checkpoint}", "--overwrite"])
+        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
+    shutil.rmtree("other")
     # As on another machine, which has no such device and another place for the SAE.
     settings = json.loads((checkpoint / "runner_cfg.json").read_text())
     (checkpoint / "runner_cfg.json").write_text(json.dumps({**settings, "device": "nonsense"}))
