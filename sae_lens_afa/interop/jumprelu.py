@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.language_model import next_prompts
 from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
 from sae_lens_afa.evals.token_norms import decoder_norms
@@ -89,7 +90,8 @@ def export_jumprelu(
     if model is not None:
         if (hook := original.cfg.metadata.hook_name) is None:
             raise ValueError("this SAE does not say its hook (cfg.metadata.hook_name), which the cross-entropy needs.")
-        check_hook(model, hook, original.cfg.d_in, original.cfg.metadata.hook_head_index)
+        with saes_detached(model):
+            check_hook(model, hook, original.cfg.d_in, original.cfg.metadata.hook_head_index)
     prompts = [] if activation_store is None else _next_prompts(activation_store, cross_entropy_tokens)
     split = ActivationSplit(SAESpace(original), activations, batch_size)
     calibration = _calibrate(original, split, progress=progress)

@@ -20,7 +20,9 @@ from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep, made, samples
 from sae_lens_afa.experiments.ground_truth_presets import PRESETS
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, reconstruction_figures
+from sae_lens_afa.experiments.report import report_text
 from sae_lens_afa.experiments.rows import measured_row
+from sae_lens_afa.experiments.tables import runs_table
 from sae_lens_afa.experiments.training import OwnRandom, Trained, build
 from sae_lens_afa.experiments.worlds import WORLDS
 
@@ -153,6 +155,36 @@ def test_figures_are_those_of_sae_lens_evaluator(architecture):
     literal = 1 - ((test - sae(test)) ** 2).sum() / ((test - test.mean(0)) ** 2).sum()
     assert figures["explained_variance"] == pytest.approx(literal.item(), abs=1e-5)
     assert figures["mse"] == pytest.approx(((test - sae(test)) ** 2).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "top_afa", "afa_threshold"])
+def test_tokens_that_become_nan_are_counted_apart(architecture):
+    run = Run("a", architecture, "k", 3) if architecture == "topk" else Run("a", architecture, "d_sae", 24)
+    sae = inference_sae(build(run, 12, 24, 0, "cpu"))
+    test = torch.randn(40, 12)
+    clean = reconstruction_figures(sae, test)
+    assert "n_nonfinite" not in clean
+    damaged = torch.cat([torch.full((2, 12), torch.nan), test, torch.full((1, 12), torch.inf)])
+    assert reconstruction_figures(sae, damaged) == pytest.approx({**clean, "n_nonfinite": 3})
+    with pytest.raises(ValueError, match="no tokens to judge: all 2 hold a NaN or an infinity"):
+        reconstruction_figures(sae, damaged[:2])
+
+
+def test_the_report_says_which_runs_have_them(finished):
+    rows = [dict(row) for row in finished.rows]
+    sweep = ground_truth_sweep("tiny")
+    assert "## Tokens with NaN" not in report_text(sweep, rows, [], "", [])
+    rows[0]["n_nonfinite"] = 3
+    name = f"{rows[0]['stream']}, {rows[0]['label']}"
+    assert f"## Tokens with NaN or infinity\n\n- {name}" in report_text(sweep, rows, [], "", [])
+    assert list(runs_table(rows).n_nonfinite.fillna(0))[:2] == [3, 0]
+
+
+def test_the_pages_have_the_lines_of_their_pictures(finished):
+    page = (finished.folder / "l0_mcc.html").read_text()
+    for name in ("true L0", "d_in"):
+        assert f'"text":"{name}"' in page
+    assert '"text":"1 - MCC"' in page
 
 
 def test_the_data_depends_on_the_seed_only():
