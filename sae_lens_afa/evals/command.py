@@ -14,6 +14,7 @@ from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
 from sae_lens_afa.evals.report import EvalReport, read_report, write_plots, write_report
 from sae_lens_afa.evals.run import SAEJudge
+from sae_lens_afa.evals.sae_space import architecture_of
 from sae_lens_afa.files import SAE_CFG_FILENAME, check_output_folder
 from sae_lens_afa.loading.models import check_context, check_device, load_language_model
 from sae_lens_afa.loading.saes import load_saes, shared_metadata
@@ -285,7 +286,7 @@ def _dataset_name(request: EvalRequest, saes: dict[str, SAE[Any]]) -> str:
 def _description(sae: SAE[Any]) -> dict[str, Any]:
     cfg = sae.cfg
     return {
-        "architecture": cfg.architecture(),
+        "architecture": architecture_of(sae),
         "d_in": cfg.d_in,
         "d_sae": cfg.d_sae,
         "hook_name": cfg.metadata.hook_name,
