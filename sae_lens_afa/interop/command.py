@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class ExportRequest:
     Attributes:
         output: Folder to write.
         sae: Folder of a saved `top_afa`, `afa_threshold` or `topk` SAE.
-        demo: Calibrate on the bundled model and the text it never saw; without `sae`, the SAE in runs/demo.
+        demo: Calibrate on the bundled model and the text it never saw; without `sae`, the top_afa SAE in runs/demo.
         activations: A .safetensors file of raw hook-point values, one tensor or one of the name "activations".
             Without it they come from the model and text, with which the cross-entropy is measured too.
         model, dataset, hook, context_size, batch_size_prompts: As for `EvalRequest`.
@@ -175,6 +175,7 @@ def _export_from_text(request: ExportRequest, *, progress: bool) -> SAE[Any]:
         tokens=request.tokens, batch_size_prompts=request.batch_size_prompts, device=request.device,
     )  # fmt: skip
     wanted = with_demo(wanted)
+    wanted = replace(wanted, sae=wanted.sae[:1])  # of the demo's SAEs the first
     check_request(wanted)
     saes = load_requested_saes(wanted)
     (sae,) = saes.values()

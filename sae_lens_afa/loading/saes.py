@@ -37,6 +37,8 @@ def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, wher
     where = str(folder) if where is None else where
     if not folder.is_dir():
         raise FileNotFoundError(f"{where} is not a folder; give the folder of a saved SAE.")
+    if missing := [name for name in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME) if not (folder / name).is_file()]:
+        raise FileNotFoundError(f"{where} has no {', '.join(missing)}; give the folder of a saved SAE.")
     cfg = sae_folder.read_config(folder / SAE_CFG_FILENAME, where)
     if not sae_folder.is_training_form(cfg):
         return sae_folder.load_folder(folder, device, dtype, where)

@@ -118,6 +118,8 @@ def test_the_demo_s_sae_is_the_default(tmp_path, monkeypatch):
         evaluate(tmp_path / "out")
     save(tmp_path / "runs" / "demo")
     assert list(evaluate(tmp_path / "out").results) == ["demo"]
+    save(tmp_path / "runs" / "demo-afa_threshold", seed=1)
+    assert list(evaluate(tmp_path / "both").results) == ["demo", "demo-afa_threshold"]
 
 
 # ---- refused before any work

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_the_demo_s_model_and_text(sae, tmp_path):
     with pytest.raises(FileExistsError, match="pass --overwrite"):
         export(tmp_path / "out", sae=sae, demo=True)
     assert export(tmp_path / "out", sae=sae, demo=True, tokens=1280, overwrite=True).report == report
+
+
+def test_the_first_of_the_demo_s_saes_is_the_default(sae, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="run `sae-lens-afa demo` first"):
+        export(tmp_path / "out", demo=True, tokens=640)
+    for name in ("demo", "demo-afa_threshold"):
+        shutil.copytree(sae, tmp_path / "runs" / name)
+    result = export(tmp_path / "out", demo=True, tokens=640)
+    assert SAE.load_from_disk(result.folder).cfg.architecture() == "jumprelu"
 
 
 def test_a_text_that_ends_early_is_used_as_far_as_it_goes(sae, tmp_path):
