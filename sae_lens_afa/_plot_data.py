@@ -64,7 +64,7 @@ def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, G
         grouped = [] if key is None else data.groupby(key, sort=False)
         tables = {"": Group(data, 0)} if key is None else {_label(key, name): Group(t, 0) for name, t in grouped}
     else:
-        tables = {name: Group(_tokens(name, r), r.n_nonfinite) for name, r in _results(data).items()}
+        tables = {name: Group(_tokens(name, r), r.n_nonfinite or 0) for name, r in _results(data).items()}
     groups = {name: _finite(group, form) for name, group in tables.items() if len(group.table)}
     if not groups:
         raise ValueError("nothing to plot: there are no tokens.")

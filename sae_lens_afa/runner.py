@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from datasets import Dataset, DatasetDict
 from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
@@ -31,11 +32,12 @@ from sae_lens_afa._support import expected_messages_off, warn
 from sae_lens_afa.files import SAE_CFG_FILENAME, write_folder
 from sae_lens_afa.loading.models import check_context, check_hook, load_language_model
 from sae_lens_afa.loading.names import first_line
-from sae_lens_afa.loading.text import load_text_dataset
+from sae_lens_afa.loading.text import checked_data, load_text_dataset
 from sae_lens_afa.training.checks import (
     check_checkpoint,
     check_disk_space,
     check_run,
+    check_same_sae,
     config_from_checkpoint,
     warn_of_settings,
 )
@@ -57,6 +59,10 @@ __all__ = [
 
 # Noted in the SAE's metadata.
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch")
+_PATHS = (
+    "model_name", "dataset_path", "output_path", "checkpoint_path", "resume_from_checkpoint", "from_pretrained_path",
+    "cached_activations_path",
+)  # fmt: skip
 # Of a k that the saved threshold is to give: beyond these shares of it a warning says so.
 _LOW, _HIGH = 0.5, 2.0
 
@@ -114,6 +120,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         *,
         overwrite: bool = False,
     ) -> None:
+        for field in _PATHS:
+            if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
+                setattr(cfg, field, str(path))
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
         warn_of_settings(cfg)
         own = (override_dataset, override_model) != (None, None)
@@ -121,12 +130,13 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             torch.manual_seed(cfg.seed)
             override_sae = TrainingSAE.from_dict(TrainingSAEConfig.from_dict(cfg.get_training_sae_cfg_dict()).to_dict())
         if override_sae is not None:
+            check_same_sae(cfg.sae, override_sae)
             check_disk_space(cfg, override_sae)
         if override_dataset is None and not cfg.use_cached_activations:
             data = load_text_dataset(cfg.dataset_path, what="dataset_path")
             override_dataset = None if isinstance(data, str) else data
-        if isinstance(override_dataset, Sized) and len(override_dataset) == 0:
-            raise ValueError("the data set has no rows: there is no text to train on.")
+        elif isinstance(override_dataset, Dataset | DatasetDict):
+            override_dataset = checked_data(override_dataset, "override_dataset")
         if override_model is None:
             override_model = load_language_model(
                 cfg.model_name, str(cfg.llm_device), cfg.model_class_name, cfg.model_from_pretrained_kwargs,

@@ -71,7 +71,7 @@ class DemoResult:
             ce_with_sae=_finite(result.ce_loss_with_sae),
             ce_ablated=_finite(result.ce_loss_with_ablation),
             norm_ratio=result.norm_ratio_median,
-            n_nonfinite=result.n_nonfinite,
+            n_nonfinite=result.n_nonfinite or 0,
         )
 
 

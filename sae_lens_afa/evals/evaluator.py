@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ class AFAEvaluator:
         """The base evaluator's figures and ours."""
         logged = {} if self.base_evaluator is None else dict(self.base_evaluator(sae, data_provider, activation_scaler))
         judge = SAEJudge(sae, activation_scaler=activation_scaler)
-        batches: Iterable[Tensor] = (next(data_provider) for _ in range(self.n_batches))
+        batches: Iterable[Tensor] = islice(data_provider, self.n_batches)
         if self.activations is not None:
             batches = judge.space.rows(self.activations).split(4096)
         for batch in batches:

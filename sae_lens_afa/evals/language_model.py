@@ -23,7 +23,7 @@ from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.run import SAEJudge
-from sae_lens_afa.loading.models import check_hook
+from sae_lens_afa.loading.models import check_context, check_hook
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,6 +153,7 @@ def run_afa_evals(
     with saes_detached(model):
         for name, hook in hooks.items():
             check_hook(model, hook.name, saes[name].cfg.d_in, hook.head)
+        check_context(model, activation_store.context_size)
         with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
             for batch in text.batches(batch_size_prompts, list(chosen.values()), bar):
                 measured = text.n_seen - batch.numel()

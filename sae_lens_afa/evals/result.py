@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 # Of the flat dictionary: raised when a name or its meaning changes.
 FORMAT_VERSION = 1
 WITHOUT_OUTLIERS = "without_outliers_"
-_REQUIRED = ("n_tokens", "n_nonfinite", "d_sae")
+_REQUIRED = ("n_tokens", "d_sae")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Stream:
     n_tokens: int
-    n_nonfinite: int
+    n_nonfinite: int | None = None
     d_sae: int
     l0_mean: float | None = None
     l0_q05: float | None = None
@@ -161,7 +161,7 @@ class AFAResult(_CenteredForm):
         Figures that are missing are None; those that are not known here are left out with a warning that names them.
 
         Raises:
-            ValueError: `n_tokens`, `n_nonfinite` or `d_sae` is missing.
+            ValueError: `n_tokens` or `d_sae` is missing, or a figure is no number.
         """
         names = {f.name for f in fields(cls)} - {"without_outliers", "tokens"}
         kept = {name.removeprefix(WITHOUT_OUTLIERS): v for name, v in data.items() if name.startswith(WITHOUT_OUTLIERS)}
@@ -178,7 +178,11 @@ class AFAResult(_CenteredForm):
     def _of_known(cls, data: Mapping[str, Any], names: Set[str], prefix: str) -> AFAResult:
         if missing := [f"{prefix}{name}" for name in _REQUIRED if data.get(name) is None]:
             raise ValueError(f"not the figures of an AFA result: {missing} missing; run the evaluation again.")
-        return cls(**{name: value for name, value in data.items() if name in names})
+        known = {name: value for name, value in data.items() if name in names}
+        for name, value in known.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"not the figures of an AFA result: {prefix}{name} is {value!r}, not a number.")
+        return cls(**known)
 
     def to_json(self) -> str:
         """The figures as JSON, null for None, with the version of the format."""

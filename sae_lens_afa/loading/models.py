@@ -32,12 +32,14 @@ _SWITCHES = {
 }
 
 
-def check_device(device: str) -> None:
-    """Raise ValueError unless tensors can be made on `device`."""
+def check_device(device: str, *, what: str = "device") -> None:
+    """Raise ValueError unless tensors can be made on `device`; the message calls it `what`."""
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} cannot be used here: {first_line(error)} Try --device cpu.") from error
+        advice = "Try --device cpu." if what == "device" else f"Try {what}='cpu'."
+        said = first_line(error).rstrip(".")
+        raise ValueError(f"{what} {device!r} cannot be used here: {said}. {advice}") from error
 
 
 def load_language_model(
@@ -66,6 +68,8 @@ def load_language_model(
         OSError: it cannot be downloaded.
     """
     class_name = class_name or HOOKED
+    if not name:
+        raise ValueError(f"{what} is empty: give a model's folder or its name.")
     if is_path(name) and not Path(name).is_dir():
         raise FileNotFoundError(f"{what} {name} is not a folder; give a model's folder or its name.")
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
@@ -79,9 +83,14 @@ def load_language_model(
             raise ValueError(_unknown_modules(name, device, kwargs, hook_names)) from error
         # TransformerLens answers an unknown name with all names that it knows.
         close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
-        raise ValueError(f"{what} {name!r} cannot be loaded: {first_line(error)[:240]}{close}") from error
+        raise ValueError(f"{what} {name!r} cannot be loaded: {_reason(error)}{close}") from error
     except OSError as error:
         raise OSError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, without the list of all models that TransformerLens knows."""
+    return first_line(error).partition(" Valid official")[0][:240]
 
 
 def model_width(name: str, *, what: str = "model") -> int:
@@ -99,7 +108,7 @@ def model_width(name: str, *, what: str = "model") -> int:
     except (ValueError, KeyError, AttributeError, OSError) as error:
         kind = OSError if isinstance(error, OSError) else ValueError
         close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
-        raise kind(f"{what} {name!r} cannot be loaded: {first_line(error)[:240]}{close}") from error
+        raise kind(f"{what} {name!r} cannot be loaded: {_reason(error)}{close}") from error
 
 
 def _unknown_modules(name: str, device: str, kwargs: Mapping[str, Any] | None, hook_names: Sequence[str]) -> str:
@@ -145,6 +154,8 @@ def check_hook(
         advice = f": it does so with {switch} in the model's config" if switch else ""
         raise ValueError(f"hook_name: the model has the hook {hook_name!r} but does not compute it{advice}.")
     acts: torch.Tensor = cache[hook_name]
+    if head_index is not None and acts.ndim < 4:
+        raise ValueError(f"hook_head_index is {head_index}, but {hook_name} has no heads: leave it out.")
     # [batch, position, width], or [batch, position, heads, d_head] of which one head or all are taken.
     width = acts.shape[-1] if head_index is not None else acts[0, 0].numel()
     if width != d_in:

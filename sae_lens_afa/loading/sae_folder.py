@@ -157,7 +157,7 @@ def load_folder(folder: Path, device: str, dtype: str | torch.dtype | None, wher
     _check_sha256(folder, where)
     name = _dtype_name(dtype) if dtype is not None else own_dtype(header)
     try:
-        return SAE.load_from_disk(folder, device=device, dtype=name)
+        return SAE.load_from_disk(folder, device=str(device), dtype=name)
     except (RuntimeError, ValueError) as error:  # of tensors that are missing or that the architecture does not have
         said = " ".join(str(error).split())[:300]
         raise ValueError(f"{where}: {SAE_WEIGHTS_FILENAME} does not fit {cfg['architecture']!r}: {said}") from error

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 from pyarrow.lib import ArrowException
 
@@ -41,6 +41,8 @@ def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
         FileNotFoundError: a path that is not there, or a folder without data.
         ValueError: a file of a kind that is not read or that is damaged, no text in it, or no column to read.
     """
+    if not name:
+        raise ValueError(f"{what} is empty: give a file, a folder or a name on the Hub.")
     path = Path(name)
     if not path.exists():
         if is_path(name) or _kind(path) is not None:
@@ -51,8 +53,7 @@ def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
     except (DatasetGenerationError, ArrowException, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         cause = error.__cause__ or error
         raise ValueError(f"{what} {name} cannot be read: {first_line(cause)}") from error
-    _check_content(data, f"{what} {name}")
-    return data
+    return checked_data(data, f"{what} {name}")
 
 
 def _kind(path: Path) -> str | None:
@@ -105,10 +106,15 @@ def _read_text(path: Path) -> str:
         return file.read()
 
 
-def _check_content(data: Any, where: str) -> None:
-    """Refuse data in which SAELens' store finds nothing to read."""
-    if isinstance(data, IterableDataset):
-        return
+def checked_data(data: Any, where: str) -> Any:
+    """The data without rows that have no text; of a DatasetDict its `train`, or its only part.
+
+    Raises:
+        ValueError: SAELens' store would find nothing to read in it; the message begins with `where`.
+    """
+    data = _one_part(data, where)
+    if not isinstance(data, Dataset):
+        return data
     columns: list[str] = data.column_names
     found = next((name for name in _COLUMNS if name in columns), None)
     if found is None:
@@ -116,5 +122,13 @@ def _check_content(data: Any, where: str) -> None:
             f"{where} has the columns {', '.join(columns) or '(none)'}: text must be in 'text', tokens in 'tokens' or"
             " 'input_ids'."
         )
-    if len(data) == 0 or (found == "text" and not any((row["text"] or "").strip() for row in data)):
+    rows: Any = data
+    if found == "text" and data.data.column("text").null_count:
+        rows = data.filter(_is_given, input_columns="text")
+    if len(rows) == 0 or (found == "text" and not any(row["text"].strip() for row in rows)):
         raise ValueError(f"{where} holds no text.")
+    return rows
+
+
+def _is_given(text: str | None) -> bool:
+    return text is not None

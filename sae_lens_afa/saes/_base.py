@@ -51,7 +51,8 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
         batch of the same shape comes out wrong, and nothing can tell: decode it before you encode another batch.
 
         Raises:
-            ValueError: under layer_norm, nothing was encoded, or the last batch had another leading shape.
+            ValueError: the last axis is not d_sae; or under layer_norm, nothing was encoded, or the last batch had
+                another leading shape.
         """
         return self.decode_with_own_statistics(feature_acts, partial(decode, self))
 
@@ -96,8 +97,14 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
     _is_new = True
 
     @override
+    def encode(self, x: Tensor) -> Tensor:
+        self._keep_unit_norm_in_loops()
+        return super().encode(x)
+
+    @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
+        self._keep_unit_norm_in_loops()
         feature_acts, hidden_pre = encode(self, self.normalized_input(x), self.selection_rule())
         self.remember_code(feature_acts)
         return feature_acts, hidden_pre
@@ -154,6 +161,11 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
             self._hold_unit_norm(fold=self._is_new)
         else:
             arm_once_trained(self)
+
+    def _keep_unit_norm_in_loops(self) -> None:
+        """The same for a loop written by hand, which may train by way of `encode` or `forward` alone."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.keep_unit_norm()
 
     def _hold_unit_norm(self, *, fold: bool) -> None:
         arm_unit_norm(self, fold=fold)

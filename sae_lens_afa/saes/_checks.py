@@ -84,6 +84,8 @@ def check_activations(x: Tensor, d_in: int, *, heads: bool) -> None:
         TypeError: not a floating-point tensor.
         ValueError: the shape does not fit.
     """
+    if not isinstance(x, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"the SAE's input must be a tensor of activations, got a {type(x).__name__}.")
     if not x.is_floating_point():
         raise TypeError(
             f"the SAE's input must be floating-point activations, got dtype {x.dtype}"

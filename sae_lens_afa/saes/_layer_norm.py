@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
+from sae_lens_afa.functional import check_last_axis
+
 _EPSILON = 1e-5  # SAELens'
 
 
@@ -39,6 +41,18 @@ class _Encoded:
 
     def __reduce__(self) -> tuple[type[_Encoded], tuple[()]]:
         return _Encoded, ()
+
+
+def _usable(statistics: TokenStatistics, feature_acts: Tensor) -> TokenStatistics:
+    """The statistics as they are to be decoded with: without their graph where the code has none.
+
+    The graph of a code that was detached may be freed; what was made in inference mode cannot be saved for backward.
+    """
+    if feature_acts.grad_fn is None:
+        statistics = TokenStatistics(*(t.detach() for t in statistics))
+    if not torch.is_inference_mode_enabled() and statistics.std.is_inference():
+        statistics = TokenStatistics(*(t.clone() for t in statistics))
+    return statistics
 
 
 class RememberedLayerNorm(SAE[Any]):
@@ -84,8 +98,10 @@ class RememberedLayerNorm(SAE[Any]):
         knows the last batch alone.
 
         Raises:
-            ValueError: under layer_norm, nothing was encoded, or the last batch had another shape.
+            ValueError: the last axis is not d_sae; or under layer_norm, nothing was encoded, or the last batch had
+                another shape.
         """
+        check_last_axis("feature_acts", feature_acts, "d_sae", self.cfg.d_sae)
         if self.cfg.normalize_activations != "layer_norm":
             return decode(feature_acts)
         encoded, own = self._encoded, None
@@ -99,9 +115,9 @@ class RememberedLayerNorm(SAE[Any]):
                 f" this needs the mean and standard deviation of each token of its batch {leading}, and {seen}."
                 " Encode these tokens first and decode that batch, or train with normalize_activations='none'."
             )
-        if own is None:
+        if torch.compiler.is_compiling():
             return decode(feature_acts)
-        encoded.in_use = own
+        encoded.in_use = _usable(found, feature_acts)
         try:
             return decode(feature_acts)
         finally:

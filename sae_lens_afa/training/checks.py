@@ -36,6 +36,7 @@ _CHECKPOINT_FILES = (
 )
 # Config fields that may differ between a checkpoint and the run that continues it.
 _FREE_FIELDS = {"device", "metadata"}
+_SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 # A checkpoint holds the weights and Adam's two moments of each.
 _TENSORS_OF_A_CHECKPOINT = 3
 
@@ -52,8 +53,8 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         ValueError: a size, rate, dtype or device that will not do.
         OSError: a folder that cannot be written, that holds something, or that is missing.
     """
-    for device in dict.fromkeys((cfg.device, str(cfg.llm_device), str(cfg.act_store_device))):
-        check_device(device)
+    for field in ("device", "llm_device", "act_store_device"):
+        check_device(str(getattr(cfg, field)), what=field)
     for field, dtype in (("dtype", cfg.dtype), ("sae.dtype", cfg.sae.dtype)):
         if dtype not in DTYPE_MAP:
             raise ValueError(f"{field} must be one of {', '.join(map(str, DTYPE_MAP))}, got {dtype!r}.")
@@ -61,6 +62,8 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
     _check_schedule(cfg)
     if cfg.use_cached_activations and not Path(str(cfg.cached_activations_path)).is_dir():
         raise FileNotFoundError(f"cached_activations_path: {cfg.cached_activations_path} is not a folder.")
+    if cfg.output_path == "":
+        raise ValueError("output_path is empty: give a folder, or None to save nothing.")
     if cfg.output_path is not None:
         output = Path(cfg.output_path)
         is_empty = output.is_dir() and not any(output.iterdir())
@@ -89,6 +92,13 @@ def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     for field in ("train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer"):
         if getattr(cfg, field) < 1:
             raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
+    for field in ("feature_sampling_window", "n_eval_batches"):
+        if getattr(cfg, field) < 1:
+            raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
+    if cfg.n_checkpoints < 0:
+        raise ValueError(f"n_checkpoints must not be negative, got {cfg.n_checkpoints}.")
+    if not 0 <= cfg.seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {cfg.seed}.")
     if cfg.training_tokens < batch:
         raise ValueError(
             f"training_tokens is {cfg.training_tokens}, less than one batch of train_batch_size_tokens = {batch}:"
@@ -108,11 +118,24 @@ def _check_schedule(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     steps = cfg.total_training_steps
     if not (cfg.lr > 0 and math.isfinite(cfg.lr)):
         raise ValueError(f"lr must be a number above 0, got {cfg.lr}: nothing would be learnt.")
+    for field in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(cfg, field) < 1:
+            raise ValueError(f"{field} must be at least 0 and below 1, got {getattr(cfg, field)}.")
+    if cfg.lr_scheduler_name.lower() not in _SCHEDULERS:
+        raise ValueError(f"lr_scheduler_name must be one of {', '.join(_SCHEDULERS)}, got {cfg.lr_scheduler_name!r}.")
     if cfg.lr_warm_up_steps + cfg.lr_decay_steps > steps:
         raise ValueError(
             f"lr_warm_up_steps + lr_decay_steps = {cfg.lr_warm_up_steps} + {cfg.lr_decay_steps} are more than the"
             f" run's {steps} steps (training_tokens / train_batch_size_tokens)."
         )
+
+
+def check_same_sae(cfg: TrainingSAEConfig, sae: TrainingSAE[Any]) -> None:
+    """Raise ValueError unless an SAE that is given is the one that the configuration describes."""
+    for field in ("architecture", "d_in", "d_sae"):
+        given, wanted = (value() if callable(value := getattr(c, field)) else value for c in (sae.cfg, cfg))
+        if given != wanted:
+            raise ValueError(f"override_sae has {field} {given!r}, but cfg.sae has {wanted!r}: they must be the same.")
 
 
 def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:

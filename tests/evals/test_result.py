@@ -91,7 +91,7 @@ def test_figures_that_are_unknown_are_left_out_and_named_once(result):
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize("name", ["n_tokens", "n_nonfinite", "d_sae", "without_outliers_n_tokens"])
+@pytest.mark.parametrize("name", ["n_tokens", "d_sae", "without_outliers_n_tokens"])
 def test_without_its_counts_it_is_no_result(result, name):
     data = result.with_outliers_left_out(result, 4.5).to_dict()
     del data[name]

@@ -124,6 +124,36 @@ def test_gradients_go_through_the_statistics(kind):
         torch.testing.assert_close(*found)
 
 
+@ALL
+def test_a_detached_code_is_decoded_without_the_graph_of_its_batch(kind):
+    sae, x = build(kind), torch.randn(5, D_IN, requires_grad=True)
+    feature_acts = sae.encode(x)
+    sae.decode(feature_acts).sum().backward()  # which frees that graph
+    steered = feature_acts.detach().clone().requires_grad_()
+    sae.decode(steered).sum().backward()
+    expected = sae.W_dec.sum(-1).detach() * x.detach().std(-1, keepdim=True)
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        expected = expected / sae.W_dec.detach().norm(dim=-1)
+    torch.testing.assert_close(steered.grad, expected)
+
+
+@ALL
+def test_what_was_encoded_in_inference_mode_can_be_trained_on(kind):
+    sae, x = build(kind), torch.randn(5, D_IN)
+    with torch.inference_mode():
+        feature_acts = sae.encode(x)
+    sae.decode(feature_acts.clone()).sum().backward()
+    assert sae.W_dec.grad.isfinite().all()
+
+
+@ALL
+def test_a_code_of_another_width_is_named(kind):
+    sae = build(kind)
+    sae.encode(torch.randn(5, D_IN))
+    with pytest.raises(ValueError, match=rf"feature_acts: the last axis must be d_sae = {D_SAE}"):
+        sae.decode(torch.zeros(5, D_SAE + 1))
+
+
 @pytest.mark.parametrize("kind", TRAINING)
 def test_a_training_step_between_encode_and_decode_changes_nothing(kind):
     sae = build(kind)

@@ -76,6 +76,32 @@ def test_rows_stay_at_norm_one_in_a_loop_by_hand(architecture, optimizer, origin
     assert ((sae.W_dec.norm(dim=-1) - 1).abs() <= 4 * LR).all()
 
 
+def by_forward(sae: TrainingSAE, x: Tensor) -> Tensor:
+    return sae(x)
+
+
+def by_encode_and_decode(sae: TrainingSAE, x: Tensor) -> Tensor:
+    return sae.decode(sae.encode(x))
+
+
+def by_hidden_pre(sae: TrainingSAE, x: Tensor) -> Tensor:
+    return sae.decode(sae.encode_with_hidden_pre(x)[0])
+
+
+@pytest.mark.parametrize("way", [by_forward, by_encode_and_decode, by_hidden_pre])
+@pytest.mark.parametrize("origin", [fresh, copied, assigned])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_rows_stay_at_norm_one_whatever_a_loop_calls(architecture, origin, way):
+    sae = origin(ARCHITECTURES[architecture].build())
+    x, optimizer = batch(sae), torch.optim.Adam(sae.parameters(), lr=LR)
+    for _ in range(50):
+        (way(sae, x) - x).square().sum(-1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    # As above.
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(sae.cfg.d_sae), atol=4 * LR, rtol=0)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_one_pass_of_a_fresh_sae_leaves_raw_gradients_and_weights(architecture):
     sae = ARCHITECTURES[architecture].build()

@@ -7,11 +7,11 @@ import shutil
 from collections import namedtuple
 
 import pytest
-from datasets import Dataset
-from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig
+from datasets import Dataset, DatasetDict
+from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAE
 from test_training import runner_config
 
-from sae_lens_afa import AFAThresholdTrainingSAEConfig, FeatureChoiceTrainingSAEConfig
+from sae_lens_afa import AFAThresholdTrainingSAEConfig, FeatureChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 
@@ -28,7 +28,13 @@ from sae_lens_afa.runner import InterruptibleTrainingRunner
         ({"store_batch_size_prompts": 0}, "store_batch_size_prompts must be at least 1"),
         ({"dtype": "float23"}, "dtype must be one of float32, .*got 'float23'"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
-        ({"llm_device": "nonsense"}, "device 'nonsense' cannot be used here"),
+        ({"llm_device": "nonsense"}, "llm_device 'nonsense' cannot be used here.*Try llm_device='cpu'"),
+        ({"output_path": ""}, "output_path is empty"),
+        ({"feature_sampling_window": 0}, "feature_sampling_window must be at least 1"),
+        ({"n_checkpoints": -1}, "n_checkpoints must not be negative"),
+        ({"seed": 2**70}, "seed must be from 0 to"),
+        ({"adam_beta1": 1.5}, "adam_beta1 must be at least 0 and below 1, got 1.5"),
+        ({"lr_scheduler_name": "foo"}, "lr_scheduler_name must be one of constant, .*got 'foo'"),
         ({"dataset_path": ""}, "dataset_path is not given"),
         ({"dataset_path": "nosuch.txt"}, r"dataset_path nosuch\.txt: there is no such file or folder"),
         ({"model_name": "/no/such/model", "dataset_path": "on/hub"}, "model_name /no/such/model is not a folder"),
@@ -57,6 +63,7 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_loaded(tmp_path, m
         ({"hook_name": "blocks.1.attn.hook_z"}, "set reshape_activations='hook_z'"),
         ({"hook_name": "blocks.7.hook_resid_pre"}, r"no hook 'blocks\.7\.hook_resid_pre'; did you mean"),
         ({"sae": {"d_in": 100}}, "set d_in=192"),
+        ({"hook_head_index": 1}, "hook_head_index is 1, but blocks.1.hook_resid_pre has no heads"),
     ],
 )
 def test_what_the_model_does_not_allow_is_refused(tmp_path, model, dataset, fields, message):
@@ -73,10 +80,25 @@ def test_text_shorter_than_one_context_is_refused(tmp_path, model):
 
 
 def test_a_data_set_without_rows_is_refused(tmp_path, model):
-    with pytest.raises(ValueError, match="the data set has no rows"):
+    with pytest.raises(ValueError, match="override_dataset holds no text"):
         InterruptibleTrainingRunner(
             runner_config(tmp_path), override_model=model, override_dataset=Dataset.from_dict({"text": []})
         )
+
+
+def test_an_sae_that_is_given_is_the_one_of_the_configuration(tmp_path, model, dataset):
+    others = AFAThresholdTrainingSAEConfig(d_in=192, d_sae=256), TopAFATrainingSAEConfig(d_in=192, d_sae=64)
+    for config, message in zip(others, ("architecture 'afa_threshold'", "d_sae 64"), strict=True):
+        sae = TrainingSAE.from_dict(config.to_dict())
+        with pytest.raises(ValueError, match=f"override_sae has {message}"):
+            InterruptibleTrainingRunner(runner_config(tmp_path), dataset, model, sae)
+
+
+def test_paths_may_be_paths_and_data_a_dict_with_rows_that_are_empty(tmp_path, model, dataset):
+    data = DatasetDict(train=Dataset.from_dict({"text": [*dataset["text"][:20], None, None]}))
+    cfg = runner_config(tmp_path, steps=1, output_path=tmp_path / "out")
+    InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=data).run()
+    assert (tmp_path / "out" / "cfg.json").is_file()
 
 
 def test_looking_at_the_text_takes_nothing_from_it(tmp_path, model, dataset):
