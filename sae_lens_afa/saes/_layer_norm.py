@@ -6,6 +6,7 @@ after another encode takes the other batch's. Here a code that was encoded keeps
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,8 +29,11 @@ class TokenStatistics(NamedTuple):
     std: Float[Tensor, "*tokens 1"]
 
 
-class _Encoded:
-    """Statistics of the last batch, and of every code that somebody still holds. A copy of an SAE starts without."""
+class _Encoded(threading.local):
+    """Statistics of the last batch, and of every code that somebody still holds; each thread has its own.
+
+    A copy of an SAE starts without.
+    """
 
     def __init__(self) -> None:
         self.last: TokenStatistics | None = None

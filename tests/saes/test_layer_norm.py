@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -144,6 +145,21 @@ def test_what_was_encoded_in_inference_mode_can_be_trained_on(kind):
         feature_acts = sae.encode(x)
     sae.decode(feature_acts.clone()).sum().backward()
     assert sae.W_dec.grad.isfinite().all()
+
+
+@ALL
+def test_threads_do_not_share_statistics(kind):
+    sae = build(kind)
+    batches = [(i + 1) * torch.randn(50, D_IN) for i in range(12)]
+
+    def output(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return sae(x)
+
+    expected = [output(x) for x in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for found, wanted in zip(pool.map(output, batches), expected, strict=True):
+            torch.testing.assert_close(found, wanted)
 
 
 @ALL
