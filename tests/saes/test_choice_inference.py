@@ -142,8 +142,7 @@ def test_a_copy_is_independent():
 # ---- thresholds: as many features at inference as in training
 
 
-@pytest.mark.parametrize("k", [2, 4, 18])
-@pytest.mark.parametrize("n_tokens", [16, 128])
+@pytest.mark.parametrize(("k", "n_tokens"), [(2, 16), (18, 128)])
 @ALL
 def test_inference_l0_is_near_training_l0(variant, k, n_tokens):
     sae = build(variant, k=k)
