@@ -22,8 +22,8 @@ from sae_lens_afa.interop._calibration import ThresholdCalibration
 from sae_lens_afa.interop._comparison import compare, cross_entropies
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
+from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.loading.models import check_hook
-from sae_lens_afa.saes.inference import inference_view
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule

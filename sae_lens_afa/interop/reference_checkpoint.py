@@ -19,8 +19,8 @@ from sae_lens_afa.interop._comparison import compare
 from sae_lens_afa.interop._reference_files import ReferenceCheckpoint, read_reference_checkpoint
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
+from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.saes import TopAFATrainingSAE, TopAFATrainingSAEConfig
-from sae_lens_afa.saes.inference import inference_view
 
 _BATCH_TOKENS = 4096
 

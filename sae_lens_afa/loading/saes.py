@@ -13,9 +13,9 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 
 from sae_lens_afa.files import read_object
 from sae_lens_afa.loading import sae_folder
+from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.loading.names import first_line, near
-from sae_lens_afa.saes.inference import inference_view
 
 
 def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, where: str | None = None) -> SAE[Any]:

@@ -35,6 +35,13 @@ from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import aux_zipf_loss
 from sae_lens_afa.selection import above_threshold
 
+__all__ = [
+    "AFAThresholdSAE",
+    "AFAThresholdSAEConfig",
+    "AFAThresholdTrainingSAE",
+    "AFAThresholdTrainingSAEConfig",
+]
+
 
 class UniversalThreshold(NamedTuple):
     """The rule at one moment of training, or after it; `scale` is c."""

@@ -37,6 +37,11 @@ from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, expected_densities, fit_zipf
 
+__all__ = [
+    "FeatureChoiceTrainingSAE",
+    "FeatureChoiceTrainingSAEConfig",
+]
+
 # The largest change of a threshold in one batch, in units of feature_threshold_lr.
 _LARGEST_STEP = 10
 

@@ -34,6 +34,11 @@ from sae_lens_afa.saes._step import for_hooks
 from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 
+__all__ = [
+    "MutualChoiceTrainingSAE",
+    "MutualChoiceTrainingSAEConfig",
+]
+
 _NORMALIZATIONS = ("none", "expected_average_only_in", "layer_norm", "covariance_whitening")
 
 

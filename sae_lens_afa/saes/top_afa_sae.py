@@ -38,6 +38,13 @@ from sae_lens_afa.saes._tracked import uncompiled
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 from sae_lens_afa.selection import norm_matching_topk
 
+__all__ = [
+    "TopAFASAE",
+    "TopAFASAEConfig",
+    "TopAFATrainingSAE",
+    "TopAFATrainingSAEConfig",
+]
+
 PAPER_AFA_COEFFICIENT = 1 / 32
 
 

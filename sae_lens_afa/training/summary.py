@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.run import evaluate_activations
-from sae_lens_afa.saes.inference import inference_view
+from sae_lens_afa.loading.inference import inference_view
 
 # At most about as many tokens as the figures are of.
 MAX_TOKENS = 16_384
