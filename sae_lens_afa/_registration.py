@@ -1,4 +1,4 @@
-"""Makes the architectures known to SAELens as soon as it is imported, without importing it: that takes seconds."""
+"""Registration of the architectures right after SAELens has been imported, without importing it: that takes seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 _SAE_LENS = "sae_lens"
 # Not `sae_lens_afa.saes` itself: another thread may be in the middle of importing that, waiting for SAELens.
-_ARCHITECTURES = "sae_lens_afa.saes._architectures"
+_ARCHITECTURES = "sae_lens_afa.saes.registration"
 
 
 def register_with_sae_lens() -> None:
@@ -24,7 +24,7 @@ def register_with_sae_lens() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds SAELens as the other finders do, and has the architectures registered after it was executed."""
+    """Finder of SAELens that asks the others and has the architectures registered after SAELens was executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
