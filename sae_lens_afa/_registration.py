@@ -19,8 +19,10 @@ def register_with_sae_lens() -> None:
     """Register the architectures: now if SAELens is imported, else right after it has been."""
     if sys.modules.get(_SAE_LENS) is not None:
         importlib.import_module("sae_lens_afa.saes")
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    else:
+        # In place of one that an earlier import of this package has left: the two would ask each other for ever.
+        others = (finder for finder in sys.meta_path if type(finder).__module__ != __name__)
+        sys.meta_path[:] = [_Finder(), *others]
 
 
 class _Finder(MetaPathFinder):
