@@ -1,9 +1,8 @@
-"""`sae-lens-afa train`: every flag of SAELens' runner, with no abbreviations, and a few of its own."""
+"""The flags of `sae-lens-afa train`: those of SAELens' runner, without abbreviations, and `--overwrite`."""
 
 from __future__ import annotations
 
 import difflib
-import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, make_dataclass
@@ -21,21 +20,21 @@ from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpo
 
 _RESUME = "--resume_from_checkpoint"
 _OVERWRITE = "--overwrite"
-# What may be given beside a checkpoint whose run goes on with its own settings: another machine has other devices.
+# Flags that may stand beside a checkpoint whose run goes on with its own settings: another machine has other devices.
 _WITH_RESUME = ("--device", "--output_path")
 # SAELens' own sizes, by which its flags get their defaults.
 _D_IN, _D_SAE = 512, 1024
 
 
-def train_command(args: Sequence[str]) -> str:
-    """Train an SAE as the flags say.
+def train_with_flags(args: Sequence[str]) -> str:
+    """Train an SAE as these flags say.
 
     Args:
         args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--resume-from-checkpoint
             FOLDER` beside no others than `--device` and `--output-path` continues a run with its own settings.
 
     Returns:
-        What came out, for the terminal.
+        Text for the terminal: where the SAE is and how good it is.
 
     Raises:
         ValueError, OSError: one line that names the flag or field and says what to do.
@@ -60,7 +59,7 @@ def train_command(args: Sequence[str]) -> str:
 
 
 def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens' configuration of its flags.
+    """Return the configuration of SAELens' runner that these flags give.
 
     Raises:
         ValueError: an unknown flag (the message names the nearest, or the architectures that have it), or a value that
@@ -110,7 +109,7 @@ def _flags(parser: ArgumentParser) -> list[str]:
 
 
 def _architecture(args: Sequence[str]) -> str:
-    """The architecture that the flags name.
+    """Return the architecture that the flags name.
 
     Raises:
         ValueError: SAELens does not know it.
@@ -143,14 +142,8 @@ def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) ->
 
 
 def _with_underscores(arg: str) -> str:
-    """A flag in SAELens' spelling, which has underscores."""
+    """Return a flag in SAELens' spelling, which has underscores."""
     if not arg.startswith("--"):
         return arg
     flag, equals, value = arg.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
-
-
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print a warning as a line of the command, without the place in the code."""
-    if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)
