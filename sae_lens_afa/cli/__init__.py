@@ -14,7 +14,7 @@ import typer
 from typing_extensions import TypeIs
 
 from sae_lens_afa.cli import convert, demo, evaluate, export, info, list_saes, plot, pull, push, sweep, train
-from sae_lens_afa.cli.errors import describe, describe_usage, is_raised_here
+from sae_lens_afa.cli.errors import describe, describe_usage
 
 if TYPE_CHECKING:
     from sae_lens_afa.runner import TrainingInterrupted
@@ -98,8 +98,7 @@ def _flags(command: Any, args: list[str]) -> dict[str, str]:
 
 def _failed(error: Exception, flags: dict[str, str], *, debug: bool) -> int:
     """Say what went wrong, and return the exit code."""
-    _drop_output()
-    if isinstance(error, BrokenPipeError) and is_raised_here(error):  # by print: `sae-lens-afa list ... | head`
+    if not _finish_output() and isinstance(error, BrokenPipeError):  # `sae-lens-afa list ... | head`
         return _FAILED
     if debug:
         traceback.print_exception(error)
@@ -123,9 +122,11 @@ def _is_interruption(error: Exception) -> TypeIs[TrainingInterrupted]:
     return runner is not None and isinstance(error, runner.TrainingInterrupted)
 
 
-def _drop_output() -> None:
-    """Send what is left in stdout's buffer nowhere, or Python would complain of it when it ends."""
+def _finish_output() -> bool:
+    """Write what is left in stdout's buffer; where nobody takes it, drop it, or Python would complain when it ends."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
