@@ -14,7 +14,7 @@ import typer
 from typing_extensions import TypeIs
 
 from sae_lens_afa.cli import convert, demo, evaluate, export, info, list_saes, plot, pull, push, sweep, train
-from sae_lens_afa.cli.errors import describe, describe_usage
+from sae_lens_afa.cli.errors import describe, describe_usage, is_raised_here
 
 if TYPE_CHECKING:
     from sae_lens_afa.runner import TrainingInterrupted
@@ -98,7 +98,8 @@ def _flags(command: Any, args: list[str]) -> dict[str, str]:
 
 def _failed(error: Exception, flags: dict[str, str], *, debug: bool) -> int:
     """Say what went wrong, and return the exit code."""
-    if not _finish_output() and isinstance(error, BrokenPipeError):  # `sae-lens-afa list ... | head`
+    unread = not _finish_output()
+    if isinstance(error, BrokenPipeError) and (unread or is_raised_here(error)):  # `sae-lens-afa list ... | head`
         return _FAILED
     if debug:
         traceback.print_exception(error)

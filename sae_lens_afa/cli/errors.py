@@ -102,7 +102,7 @@ def _described(error: BaseException) -> str:
         return _of_the_system(error)
     if isinstance(error, (ValueError, OSError, argparse.ArgumentError)) or package in (*_READERS, "sae_lens_afa"):
         return said
-    if isinstance(error, TypeError) and _is_raised_here(error):
+    if isinstance(error, TypeError) and is_raised_here(error):
         return said
     key = f"no entry {said}" if isinstance(error, KeyError) else said
     return f"{type(error).__name__}: {key} (unexpected: run it again with --debug for the traceback)"
@@ -121,7 +121,7 @@ def _of_the_system(error: OSError) -> str:
     return f"{where}{reason[:1].lower()}{reason[1:]}"
 
 
-def _is_raised_here(error: BaseException) -> bool:
+def is_raised_here(error: BaseException) -> bool:
     """Say whether the innermost frame is in this package, whose messages are written for its users."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

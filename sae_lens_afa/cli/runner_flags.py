@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, make_dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from sae_lens.config import LanguageModelSAERunnerConfig
@@ -15,6 +14,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 from simple_parsing import ArgumentParser, subgroups
 
+from sae_lens_afa.cli.errors import nearest
 from sae_lens_afa.loading.names import near
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
@@ -43,8 +43,8 @@ def train_with_flags(args: Sequence[str]) -> str:
     args = [_with_underscores(arg) for arg in args]
     overwrite = _OVERWRITE in args
     args = [arg for arg in args if arg != _OVERWRITE]
-    given = [part for arg in args for part in arg.split("=", 1)]
-    flags = dict(zip(given[::2], given[1::2], strict=False))
+    parts = _parts(args)
+    flags = dict(zip_longest(parts[::2], parts[1::2]))
     if _RESUME in flags and flags.keys() <= {_RESUME, *_WITH_RESUME}:
         cfg = config_from_checkpoint(flags.pop(_RESUME), device=flags.get("--device"))
         cfg.output_path = flags.get("--output_path", cfg.output_path)
@@ -114,8 +114,7 @@ def _architecture(args: Sequence[str]) -> str:
     Raises:
         ValueError: SAELens does not know it.
     """
-    given = [part for arg in args for part in arg.split("=", 1)]
-    name = next((value for flag, value in pairwise(given) if flag == "--architecture"), "standard")
+    name = next((value for flag, value in pairwise(_parts(args)) if flag == "--architecture"), "standard")
     if name not in SAE_TRAINING_CLASS_REGISTRY:
         known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
         raise ValueError(
@@ -136,9 +135,12 @@ def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) ->
     ]
     if having:
         return f"{architecture} has no {flag}; it is an option of {', '.join(having)}."
-    matches = difflib.get_close_matches(flag, known, n=1)
-    hint = f"did you mean {matches[0]}?" if matches else "see sae-lens-afa train --help."
-    return f"unknown flag {flag}; {hint}"
+    return f"unknown flag {flag}{nearest(flag, known) or '; see sae-lens-afa train --help.'}"
+
+
+def _parts(args: Sequence[str]) -> list[str]:
+    """Return flags and values one by one."""
+    return [part for arg in args for part in arg.split("=", 1)]
 
 
 def _with_underscores(arg: str) -> str:

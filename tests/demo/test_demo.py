@@ -128,7 +128,7 @@ def test_run_demo_refuses_before_it_loads_anything(tmp_path):
 def test_a_checkpoint_of_the_second_sae_needs_the_first(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "cfg.json").write_text(json.dumps({"architecture": "afa_threshold"}))
-    with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out; give output as before"):
+    with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out: give output as before"):
         run_demo(tmp_path / "out", resume_from_checkpoint=tmp_path / "checkpoint")
 
 
