@@ -79,10 +79,10 @@ def test_errors_are_one_line(client):
         ("push", "me/saes", "--sae", "runs"): "error: runs (runs) has no cfg.json",
         ("push", "me/saes", "--sae", "a=runs/first", "--sae", "a=runs/second"): "error: 'a=runs/second' needs an id",
         ("push", "me/saes", "--sae", "runs/first", "--metrics", "runs"): "error: runs has no metrics.json",
-        (*third, "--demo"): "error: --demo is a calibration for --with-jumprelu",
-        (*third, "--activations", "acts.safetensors"): "error: --activations",
+        (*third, "--demo"): "error: a calibration is for --with-jumprelu",
+        (*third, "--activations", "acts.safetensors"): "error: a calibration is for --with-jumprelu",
         (*third, "--with-jumprelu", "--demo", "--activations", "a"): "error: --activations are read as they are: leave",
-        (*third, "--metrics", "evaluation"): "error: --metrics evaluation has metrics of first, second, none of which",
+        (*third, "--metrics", "evaluation"): "error: --metrics evaluation are of first, second, none of which",
     }.items():
         output = client.command(*args, status=1).output
         assert output.startswith(says), output
