@@ -14,7 +14,7 @@ import numpy as np
 from sae_lens_afa import _plot_axes as axes_of
 from sae_lens_afa import _plot_data as data_of
 from sae_lens_afa._plot_styles import BLUE, VERMILION, styles_of
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.result import AFAResult
 
 if TYPE_CHECKING:

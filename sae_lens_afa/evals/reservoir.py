@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.moments import Array
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
