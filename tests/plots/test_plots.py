@@ -17,8 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_afa import AFAMetrics, TopAFASAE, TopAFASAEConfig, evaluate_activations, plots
-from sae_lens_afa._plot_data import Group, bands, log_density, point_density, zf_panel
-from sae_lens_afa._plot_styles import styles_of
+from sae_lens_afa.plots.data import Group, bands, log_density, point_density, zf_panel
+from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.evals.report import read_tokens, write_report
 from sae_lens_afa.functional import epsilon_lbo
 
