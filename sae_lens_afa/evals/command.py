@@ -11,9 +11,10 @@ from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 
 from sae_lens_afa._support import expected_messages_off
-from sae_lens_afa.evals.language_model import DEFAULT_TOKENS, run_afa_evals
+from sae_lens_afa.defaults import EVAL_TOKENS as DEFAULT_TOKENS
+from sae_lens_afa.evals.judge import SAEJudge
+from sae_lens_afa.evals.language_model import run_afa_evals
 from sae_lens_afa.evals.report import EvalReport, read_report, write_plots, write_report
-from sae_lens_afa.evals.run import SAEJudge
 from sae_lens_afa.evals.sae_space import architecture_of
 from sae_lens_afa.files import SAE_CFG_FILENAME, check_output_folder
 from sae_lens_afa.loading.models import check_context, check_device, load_language_model

@@ -21,7 +21,7 @@ from sae_lens_afa.evals.command import (
     model_and_text,
     with_demo,
 )
-from sae_lens_afa.evals.language_model import next_prompts
+from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
 from sae_lens_afa.interop.reference_checkpoint import convert_reference_checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 
 from sae_lens_afa.plots import data as data_of
 from sae_lens_afa.plots.styles import BLACK, BLUE, VERMILION, Style
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.moments import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from sae_lens_afa.evals.figures import CORRELATION_THRESHOLD, Array
+from sae_lens_afa.evals.moments import CORRELATION_THRESHOLD, Array
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.files import write_whole
 

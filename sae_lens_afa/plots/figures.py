@@ -14,7 +14,7 @@ import numpy as np
 from sae_lens_afa.plots import axes as axes_of
 from sae_lens_afa.plots import data as data_of
 from sae_lens_afa.plots.styles import BLUE, VERMILION, styles_of
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.result import AFAResult
 
 if TYPE_CHECKING:

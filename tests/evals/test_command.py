@@ -192,7 +192,7 @@ def test_an_evaluation_that_fails_leaves_the_old_one(sae, tmp_path, monkeypatch)
     def fail(*args, **options):
         raise ValueError("in the middle")
 
-    monkeypatch.setattr("sae_lens_afa.evals.run.SAEJudge.result", fail)
+    monkeypatch.setattr("sae_lens_afa.evals.judge.SAEJudge.result", fail)
     with pytest.raises(ValueError, match="in the middle"):
         evaluate(tmp_path / "out", sae, overwrite=True)
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
