@@ -90,9 +90,10 @@ def export_to_folder(
         batches = read_activations(activations)
         export = export_jumprelu(_loaded(sae, device), batches, progress=progress)
     else:
+        name = Path(sae).name if isinstance(sae, str | Path) else "the SAE"
         sae = _loaded(sae, device)
         check_exportable(sae)
-        saes = {"the SAE": sae}
+        saes = {name: sae}
         check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
         with metadata_set([sae], hook_name=hook):
             inputs = load_inputs(

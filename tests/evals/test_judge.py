@@ -13,11 +13,11 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import SAE
 from sae_lens.saes.transcoder import JumpReLUSkipTranscoder, JumpReLUTranscoder, SkipTranscoder, Transcoder
 from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens_afa.evals.run import SAEJudge
 from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
 from sae_lens_afa import AFAResult, TopAFATrainingSAE, TopAFATrainingSAEConfig, evaluate_activations, export_jumprelu
-from sae_lens_afa.evals.run import SAEJudge
 from sae_lens_afa.evals.sae_space import SAESpace, architecture_of
 from sae_lens_afa.functional import feature_norm
 
