@@ -57,6 +57,20 @@ def write_folder(output: Path, write: Callable[[Path], Any]) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def write_into(folder: Path, write: Callable[[Path], Any]) -> list[Path]:
+    """Let `write` fill a folder beside `folder` and move its files into it, each whole; return them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        write(partial)
+        folder.mkdir(exist_ok=True)
+        return [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def read_object(path: Path, where: str) -> dict[str, Any]:
     """The object in a JSON file.
 

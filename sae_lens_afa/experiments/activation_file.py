@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_afa.experiments.side_by_side import own_generator
-from sae_lens_afa.interop.command import read_activations
+from sae_lens_afa.loading.activations import read_activations
 
 
 def read_matrix(path: Path, parameter: str) -> Float[Tensor, "tokens d_in"]:

@@ -11,7 +11,7 @@ import torch
 
 from sae_lens_afa import AFAMetrics, AFAResult, evaluate_activations
 from sae_lens_afa.evals import results_table
-from sae_lens_afa.evals.report import read_report
+from sae_lens_afa.reports.folder import read_report
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
