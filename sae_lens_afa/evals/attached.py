@@ -32,7 +32,7 @@ def saes_detached(model: HookedRootModule) -> Generator[None]:
 
 # Any: the two classes of SAELens that SAEs attach to say only in private where they are.
 def _wrappers(model: Any) -> dict[str, Any]:
-    """What is attached, by the hook point in whose place it is."""
+    """Return what is attached, by the hook point in whose place it is."""
     attached: dict[str, Any] = getattr(model, "_acts_to_saes", {})
     if not attached:
         return {}

@@ -24,12 +24,7 @@ def read_matrix(path: Path, parameter: str) -> Float[Tensor, "tokens d_in"]:
         FileNotFoundError: there is none.
         ValueError: not safetensors, not one tensor, another shape, a value that is not finite.
     """
-    try:
-        parts = [part.float() for part in read_activations(path)]
-    except (FileNotFoundError, ValueError) as error:
-        if parameter == "activations":
-            raise
-        raise type(error)(f"{parameter}: {error}") from error
+    parts = [part.float() for part in read_activations(path, what=parameter)]
     activations = torch.cat(parts) if parts else torch.empty(0)
     if activations.ndim != 2 or activations.numel() == 0:
         raise ValueError(f"{parameter} {path} has shape {list(activations.shape)}, expected [tokens, d_in].")

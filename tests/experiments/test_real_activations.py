@@ -116,7 +116,7 @@ def test_other_mistakes_are_refused_before_anything_is_written(files, tmp_path):
     def run(*given, **options):
         run_sweep(activations_sweep(*given, **{"preset": "tiny", **options}), tmp_path / "out")
 
-    with pytest.raises(FileNotFoundError, match=r"^test: .*none\.safetensors is not a file"):
+    with pytest.raises(FileNotFoundError, match=r"^test .*none\.safetensors is not a file"):
         run(files[0], tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="are the same file"):
         run(files[0], files[0])
