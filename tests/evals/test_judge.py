@@ -64,7 +64,7 @@ def activations(*leading: int) -> Tensor:
     return torch.randn(*leading, D_IN) * (0.5 + torch.rand(*leading, 1)) + 0.2
 
 
-def figures(result: AFAResult) -> dict[str, float]:
+def known(result: AFAResult) -> dict[str, float]:
     return {name: value for name, value in result.to_dict().items() if value is not None}
 
 
@@ -164,7 +164,7 @@ def test_topk_with_sparse_activations_and_with_decoder_norms_in_them(rescale, sp
     torch.testing.assert_close(torch.tensor(result.tokens.feature_norm), features.detach().double(), rtol=1e-5, atol=0)
 
 
-def test_folding_decoder_norms_into_an_sae_changes_no_figure():
+def test_folding_decoder_norms_into_an_sae_changes_no_metric():
     sae = build("standard", training=False)
     x = activations(TOKENS)
     before = evaluate_activations(sae, x)
@@ -361,7 +361,7 @@ def test_batches_of_any_size_and_iterables_give_one_result():
         evaluate_activations(sae, iter(x)),
         evaluate_activations(sae, [x[:1], x[1:].flatten(0, 1)]),
     ):
-        assert figures(other) == pytest.approx(figures(whole), rel=1e-5)
+        assert known(other) == pytest.approx(known(whole), rel=1e-5)
 
 
 # ---- outliers
@@ -377,8 +377,8 @@ def test_outliers_are_reported_with_and_without():
     assert result.n_tokens == 300
     assert result.without_outliers.n_tokens == 294
     kept = evaluate_activations(sae, x[norms <= result.outlier_norm])
-    assert figures(result.without_outliers) == pytest.approx(figures(kept), rel=1e-5)
-    everything = figures(evaluate_activations(sae, x))
+    assert known(result.without_outliers) == pytest.approx(known(kept), rel=1e-5)
+    everything = known(evaluate_activations(sae, x))
     assert {name: result.to_dict()[name] for name in everything} == pytest.approx(everything, rel=1e-5)
 
 
@@ -450,7 +450,7 @@ def test_nan_rows_are_counted():
 
 
 @pytest.mark.parametrize("architecture", INFERENCE)
-def test_rows_with_nan_are_in_no_figure(architecture):
+def test_rows_with_nan_are_in_no_metric(architecture):
     sae = build(architecture, training=False)
     x = activations(20)
     bad = x.clone()
@@ -458,8 +458,8 @@ def test_rows_with_nan_are_in_no_figure(architecture):
     kept = [i for i in range(20) if i not in (3, 7)]
     result = evaluate_activations(sae, bad)
     assert result.n_nonfinite == 2
-    assert figures(result.with_values({"n_nonfinite": 0})) == pytest.approx(
-        figures(evaluate_activations(sae, x[kept])), rel=1e-5
+    assert known(result.with_values({"n_nonfinite": 0})) == pytest.approx(
+        known(evaluate_activations(sae, x[kept])), rel=1e-5
     )
 
 

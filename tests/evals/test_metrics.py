@@ -37,15 +37,15 @@ def judged(*batches: dict[str, torch.Tensor], **options) -> AFAResult:
     return metrics.compute()
 
 
-def figures(result: AFAResult) -> dict[str, float]:
+def known(result: AFAResult) -> dict[str, float]:
     return {name: value for name, value in result.to_dict().items() if value is not None}
 
 
 def assert_same(a: AFAResult, b: AFAResult, rel: float = 1e-12) -> None:
-    assert figures(a) == pytest.approx(figures(b), rel=rel, abs=1e-14)
+    assert known(a) == pytest.approx(known(b), rel=rel, abs=1e-14)
 
 
-def test_figures_are_their_definitions():
+def test_metrics_are_their_definitions():
     x = batch(3, 7, 5)
     result = judged(x)
     z, f = x["dense"].norm(dim=-1), feature_norm(x["feature_acts"], x["W_dec"], x["b_dec"])
@@ -209,7 +209,7 @@ def test_other_dtypes_are_float32_within_rounding(dtype):
     exact = judged({name: tensor.to(dtype).float() for name, tensor in x.items()})
     low = judged({name: tensor.to(dtype) for name, tensor in x.items()})
     assert_same(low, exact, rel=1e-6)
-    assert figures(judged(x))["norm_ratio_median"] == pytest.approx(low.norm_ratio_median, rel=0.01)
+    assert known(judged(x))["norm_ratio_median"] == pytest.approx(low.norm_ratio_median, rel=0.01)
 
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2)])
@@ -246,7 +246,7 @@ def test_norms_whose_squares_leave_float32_are_exact():
     assert b.explained_variance == pytest.approx(a.explained_variance, rel=1e-5)
 
 
-# ---- tokens without a figure
+# ---- tokens without a metric
 
 
 def test_rows_with_nan_or_infinity_are_counted_and_left_out():
@@ -256,7 +256,7 @@ def test_rows_with_nan_or_infinity_are_counted_and_left_out():
     kept = {**x, **{name: x[name][[0, 3, 5]] for name in ("dense", "feature_acts", "recons")}}
     result = judged(bad)
     assert result.n_nonfinite == 3
-    assert figures(result) == pytest.approx({**figures(judged(kept)), "n_nonfinite": 3}, rel=1e-12)
+    assert known(result) == pytest.approx({**known(judged(kept)), "n_nonfinite": 3}, rel=1e-12)
 
 
 def test_only_nonfinite_tokens_are_an_error_that_says_so():
@@ -374,7 +374,7 @@ PUBLISHED = {
 }
 
 
-def test_published_norms_give_the_published_figures_of_every_layer(golden_zf, golden_norms):
+def test_published_norms_give_the_published_metrics_of_every_layer(golden_zf, golden_norms):
     medians = {}
     for layer in golden_zf["layers"]:
         result = published(golden_zf, golden_norms, layer["layer"])
@@ -388,7 +388,7 @@ def test_published_norms_give_the_published_figures_of_every_layer(golden_zf, go
         assert max(medians, key=lambda layer: medians[layer][i]) == golden_zf[f"worst_layer_{name}"]
 
 
-def test_published_norms_give_the_published_overall_figures(golden_zf, golden_norms):
+def test_published_norms_give_the_published_overall_metrics(golden_zf, golden_norms):
     result, overall = published(golden_zf, golden_norms, None), golden_zf["overall"]
     assert result.pearson == pytest.approx(overall["pearson_norm_z_norm_f"], rel=1e-5)
     assert result.spearman == pytest.approx(overall["spearman_norm_z_norm_f"], rel=1e-5)
@@ -459,7 +459,7 @@ def test_reconstructions_come_with_every_batch_or_with_none():
 
 
 @pytest.mark.parametrize("leaf", [True, False])
-def test_tensors_that_require_grad_give_the_same_figures(leaf):
+def test_tensors_that_require_grad_give_the_same_metrics(leaf):
     plain = batch(3, 20)
     with_grad = {name: x.clone().requires_grad_() * (1 if leaf else torch.ones(())) for name, x in plain.items()}
     assert judged(with_grad) == judged(plain)

@@ -81,7 +81,7 @@ def test_json_round_trips_and_writes_null_for_what_is_undefined():
     assert AFAResult.from_json(text) == result
 
 
-def test_json_keeps_the_figures_without_outliers(result):
+def test_json_keeps_the_metrics_without_outliers(result):
     both = result.with_outliers_left_out(AFAMetrics.from_norms(torch.ones(2), torch.ones(2), d_sae=7).compute(), 4.5)
     flat = both.to_dict()
     assert flat["without_outliers_n_tokens"] == 2
@@ -95,14 +95,14 @@ def test_another_version_is_refused(text):
         AFAResult.from_json(text)
 
 
-def test_figures_that_are_missing_are_unknown(result):
+def test_metrics_that_are_missing_are_unknown(result):
     data = result.to_dict()
     del data["l0_q05"], data["ce_loss_score"]
     assert AFAResult.from_dict(data) == result.with_values({"l0_q05": None})
     assert "5-95 %" in str(AFAResult.from_dict(data))
 
 
-def test_figures_that_are_unknown_are_left_out_and_named_once(result):
+def test_metrics_that_are_unknown_are_left_out_and_named_once(result):
     both = result.with_outliers_left_out(result, 4.5)
     with pytest.warns(UserWarning, match=r"not know are left out: \['new', 'without_outliers_newer'\]") as caught:
         assert AFAResult.from_dict({**both.to_dict(), "new": 1.0, "without_outliers_newer": 2}) == both
@@ -122,14 +122,14 @@ def test_evaluations_of_earlier_versions_are_read(tmp_path):
     data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     assert read_report(tmp_path).results["demo"].l0_q05 == data["saes"]["demo"]["figures"]["l0_q05"]
-    figures = data["saes"]["demo"]["figures"]
+    metrics = data["saes"]["demo"]["figures"]
     data["saes"]["demo"]["figures"] = {
-        name: value for name, value in figures.items() if not name.startswith(("ce_", "l0_q", "nmse_q"))
+        name: value for name, value in metrics.items() if not name.startswith(("ce_", "l0_q", "nmse_q"))
     }
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     old = read_report(tmp_path).results["demo"]
     assert old.l0_q05 is old.ce_loss_score is None
-    assert old.l0_mean == figures["l0_mean"]
+    assert old.l0_mean == metrics["l0_mean"]
 
 
 @pytest.mark.parametrize(
