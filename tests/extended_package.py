@@ -7,7 +7,6 @@ in a folder to write to, with the extended package first on PYTHONPATH; ROOT is 
 
 import json
 import sys
-from dataclasses import asdict
 
 import torch
 from hatchling.metadata.core import ProjectMetadata
@@ -18,38 +17,38 @@ import sae_lens_afa as afa
 from sae_lens_afa.cli.runner_flags import parse_config
 from sae_lens_afa.evals import results_table
 from sae_lens_afa.evals.metric_list import SWEEPS, metrics_shown_in
+from sae_lens_afa.experiments.presets import preset_arms
 from sae_lens_afa.hub._card import CardOptions, write_card
 from sae_lens_afa.hub._contents import SAEFacts
 from sae_lens_afa.plots.styles import styles_of
 
 
 def about_the_architecture(root: str, name: str) -> dict:
-    """What registries, names, flags, presets, plots, saved files and entry points know of it."""
+    """What registries, names, flags, sweeps, plots, saved files and entry points know of it."""
     training_sae, training_config = registry.get_sae_training_class(name)
     trained = training_sae(training_config(d_in=16, d_sae=64))
-    trained.cfg.metadata.model_name, trained.cfg.metadata.hook_name = "gpt2", "blocks.0.hook_resid_pre"
     trained.save_inference_model("trained")
     loaded = SAE.load_from_disk("trained")
-    cfg = parse_config(["--architecture", name, "--d_in", "16", "--d_sae", "64", "--bits", "32"])
+    by_flags = parse_config(["--architecture", name, "--d_in", "16", "--d_sae", "64", "--bits", "32"]).sae
     exported = afa.export_jumprelu(loaded, torch.randn(1024, 16))
     return {
-        "public names": [n for n in (training_sae.__name__, training_config.__name__) if hasattr(afa, n)],
-        "offered": [n for n in dir(afa) if n.startswith("BitBudget")],
+        "offered": [public for public in dir(afa) if public.startswith("BitBudget") and hasattr(afa, public)],
         "loaded": type(loaded).__name__,
         "active": int((loaded.encode(torch.randn(1, 16)) != 0).sum()),
-        "by flags": [type(cfg.sae).__name__, cfg.sae.k],
-        "in presets": {
-            "ground-truth": [len(arm.values) for arm in ground_truth_arms() if arm.architecture == name],
+        "by flags": [type(by_flags).__name__, by_flags.k],
+        "in sweeps": {
+            sweep: [value for arm in preset_arms(sweep, "full", 1) if arm.architecture == name for value in arm.values]
+            for sweep in ("ground-truth", "activations")
         },
         "color": styles_of([name])[name].color,
         "exported from": afa.jumprelu_report(exported).original_architecture,
-        "card": write_card(None, "me/saes", {"trained": SAEFacts(json.load(open("trained/cfg.json")))}, CardOptions()),
+        "card": card_of(SAEFacts(loaded.cfg.to_dict(), {}, {})),
         "entry points": ProjectMetadata(root, PluginManager()).core.entry_points["sae_lens.architectures"],
     }
 
 
-def ground_truth_arms():
-    return afa.experiments.ground_truth_sweep("full").arms
+def card_of(facts: SAEFacts) -> str:
+    return write_card(None, "me/saes", {"sae": facts}, CardOptions())
 
 
 def about_the_metric(name: str) -> dict:
@@ -59,16 +58,14 @@ def about_the_metric(name: str) -> dict:
     feature_acts[:, :16] = 1.0
     metrics.update(torch.randn(10, 16), feature_acts, torch.randn(64, 16))
     result = metrics.compute()
-    result.save("result.json")
-    facts = SAEFacts({"architecture": "topk", "d_in": 16, "d_sae": 64}, {}, result.to_dict())
     return {
         "value": getattr(result, name),
         "to_dict": result.to_dict()[name],
-        "file": json.load(open("result.json"))[name],
-        "table": str(results_table({"an SAE": result})),
+        "file": json.loads(result.to_json())[name],
+        "table": results_table({"an SAE": result}),
         "columns": [*result.tokens],
         "sweeps": [metric.heading for metric in metrics_shown_in(SWEEPS)],
-        "card": write_card(None, "me/saes", {"sae": facts}, CardOptions()),
+        "card": card_of(SAEFacts({}, {}, result.to_dict())),
     }
 
 
