@@ -238,7 +238,7 @@ def test_importing_is_quiet_and_light():
 import sys
 import sae_lens_afa as afa
 assert "TopAFASAE" in dir(afa) and "experiments" in dir(afa)
-from sae_lens_afa.evals.report import read_report
+from sae_lens_afa.reports.folder import read_report
 from sae_lens_afa.plots import zf_plot
 heavy = {"torch", "sae_lens", "transformers", "datasets", "matplotlib", "plotly", "pandas", "numba", "triton"}
 print(sorted(heavy & set(sys.modules)))

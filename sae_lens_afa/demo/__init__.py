@@ -4,9 +4,8 @@ The model has GPT-2's architecture and was trained by `examples/train_demo_lm.py
 NOTICE.md in this folder for source and licence.
 """
 
-from sae_lens_afa.demo.evaluation import DemoResult
 from sae_lens_afa.demo.model import load_model, model_folder
-from sae_lens_afa.demo.run import run_demo
+from sae_lens_afa.demo.run import demo_folders, run_demo
 from sae_lens_afa.demo.text import DemoText, load_text
 
-__all__ = ["DemoResult", "DemoText", "load_model", "load_text", "model_folder", "run_demo"]
+__all__ = ["DemoText", "demo_folders", "load_model", "load_text", "model_folder", "run_demo"]

@@ -14,10 +14,24 @@ MODEL_NAME = "kjv_gpt2"
 
 
 def model_folder() -> Path:
-    """The bundled Hugging Face model folder: config.json, model.safetensors (bf16), tokenizer files."""
+    """Return the bundled Hugging Face model folder: config.json, model.safetensors (bf16), tokenizer files.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> (afa.demo.model_folder() / "config.json").is_file()
+        True
+    """
     return Path(str(files("sae_lens_afa.demo"))) / MODEL_NAME
 
 
 def load_model(device: str | torch.device = "cpu") -> HookedSAETransformer:
-    """Load the bundled model in float32; no network is used."""
+    """Load the bundled model in float32; no network is used.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> model = afa.demo.load_model()
+        >>> prompt = model.to_tokens("In the beginning God created the heaven and the")
+        >>> model.to_string(model(prompt)[0, -1].argmax())
+        ' earth'
+    """
     return load_gpt2_folder(model_folder(), device)

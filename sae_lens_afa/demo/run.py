@@ -1,49 +1,54 @@
-"""`sae-lens-afa demo`: train this package's two SAEs without a k on the bundled model and text, side by side."""
+"""The demo run: this package's two SAEs without a k, trained side by side on the bundled model and text, and judged."""
 
 from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_afa._support import expected_messages_off
-from sae_lens_afa.demo import evaluation
-from sae_lens_afa.demo.evaluation import DemoResult
+from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, DEMO_TOKENS
 from sae_lens_afa.demo.model import MODEL_NAME, load_model
-from sae_lens_afa.demo.text import load_text
-from sae_lens_afa.files import check_output_folder, write_whole
-from sae_lens_afa.loading.models import check_device
+from sae_lens_afa.demo.text import held_out_dataset, load_text
+from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.text import text_dataset
+from sae_lens_afa.reports import EvalReport, check_evaluation, evaluate_saes
 from sae_lens_afa.runner import InterruptibleTrainingRunner
-from sae_lens_afa.saes import AFAThresholdTrainingSAEConfig, TopAFATrainingSAEConfig
+from sae_lens_afa.saes.afa_threshold_sae import AFAThresholdTrainingSAEConfig
+from sae_lens_afa.saes.top_afa_sae import TopAFATrainingSAEConfig
 
-ARCHITECTURES = ("top_afa", "afa_threshold")
-DEFAULT_TOKENS = 614_400  # 300 batches
+TRAINED = ("top_afa", "afa_threshold")  # in this order
 HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN, D_SAE, CONTEXT, BATCH = 192, 16 * 192, 128, 2048
+_CROSS_ENTROPY_TOKENS = 16_384  # of the held-out ones: three passes of the language model for each SAE
 
 
 def folder_of(output: Path, architecture: str) -> Path:
-    """Where an SAE of the demo is: top_afa in `output`, the other one beside it."""
+    """Return where an SAE of the demo is: top_afa in `output`, the other one beside it."""
     return output if architecture == "top_afa" else output.with_name(f"{output.name}-{architecture}")
 
 
 def demo_folders(output: str | Path = "runs/demo") -> list[Path]:
-    """Where the demo's SAEs are, in the order of `ARCHITECTURES`."""
-    return [folder_of(Path(output), architecture) for architecture in ARCHITECTURES]
+    """Return where the demo's SAEs are: first top_afa, then afa_threshold.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> [folder.name for folder in afa.demo.demo_folders("runs/demo")]
+        ['demo', 'demo-afa_threshold']
+    """
+    return [folder_of(Path(output), architecture) for architecture in TRAINED]
 
 
 def demo_config(
     output: Path, tokens: int, device: str, architecture: str = "top_afa"
 ) -> LanguageModelSAERunnerConfig[Any]:
-    """The runner's configuration: the same fields as for any other model."""
+    """Return the runner's configuration: the same fields as for any other model."""
     folder, steps = folder_of(output, architecture), tokens // BATCH
     return LanguageModelSAERunnerConfig(
         sae=_sae_config(architecture, steps),
@@ -81,18 +86,18 @@ def _sae_config(architecture: str, steps: int) -> TrainingSAEConfig:
 def run_demo(
     output: str | Path = "runs/demo",
     *,
-    tokens: int = DEFAULT_TOKENS,
-    eval_tokens: int = evaluation.DEFAULT_TOKENS,
+    tokens: int = DEMO_TOKENS,
+    eval_tokens: int = DEMO_EVAL_TOKENS,
     device: str = "cpu",
     overwrite: bool = False,
     resume_from_checkpoint: str | Path | None = None,
     progress: bool = True,
-) -> list[DemoResult]:
+) -> EvalReport:
     """Train a top_afa and an afa_threshold SAE on the bundled model and text, save them, and evaluate them.
 
     Args:
-        output: Folder for the top_afa SAE; the other one's has "-afa_threshold" after its name. Each is written when
-            its training is complete, never in part.
+        output: Folder for the top_afa SAE; the other one's has "-afa_threshold" after its name, that of the evaluation
+            "-eval". Each is written when it is complete, never in part.
         tokens: Training tokens of each, at least one batch of 2,048.
         eval_tokens: Held-out tokens to evaluate on; there are 49,152.
         device: "cpu", "cuda", ...
@@ -101,60 +106,73 @@ def run_demo(
         progress: Say on stderr what is being done, and show the evaluation's progress bar.
 
     Returns:
-        What each SAE does, in the order of `ARCHITECTURES`.
+        The evaluation, with a result for each architecture.
 
     Raises:
         FileExistsError: a folder to be written exists and `overwrite` is not given.
         FileNotFoundError: the checkpoint, or an SAE that was trained before it, is not there.
         ValueError: `tokens` is below one batch, `eval_tokens` is below 1, or there is no such device.
         TrainingInterrupted: stopped by SIGINT or SIGTERM; it says where the checkpoint is.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> report = afa.demo.run_demo("runs/demo", tokens=20_480)  # doctest: +SKIP
+        >>> report.results["afa_threshold"].l0_mean  # doctest: +SKIP
     """
     output = Path(output)
     first = 0 if resume_from_checkpoint is None else _index_of(Path(resume_from_checkpoint))
-    for architecture in ARCHITECTURES[first:]:
-        check_output_folder(folder_of(output, architecture), overwrite=overwrite)
-    for architecture in ARCHITECTURES[:first]:
-        folder = folder_of(output, architecture)
-        if not (folder / SAE_CFG_FILENAME).is_file():
-            raise FileNotFoundError(
-                f"the demo's {architecture} SAE, which was trained before this checkpoint, is not in {folder};"
-                " give the same --output as before."
-            )
     if tokens < BATCH:
         raise ValueError(f"tokens must be at least {BATCH} (one training batch), got {tokens}.")
     if eval_tokens < 1:
         raise ValueError(f"eval_tokens must be at least 1, got {eval_tokens}.")
-    check_device(device)
-    n_saes, n_steps = len(ARCHITECTURES), len(ARCHITECTURES) + 2 - first
-    stages = iter(range(1, n_steps + 1))
-
-    def say(what: str) -> None:
-        if progress:
-            print(f"[{next(stages)}/{n_steps}] {what}", file=sys.stderr, flush=True)
+    _check_folders(output, first, overwrite=overwrite)
+    judged = output.with_name(f"{output.name}-eval")
+    check_evaluation(judged, tokens=eval_tokens, device=device, overwrite=overwrite)
+    say = _announcer(len(TRAINED) + 2 - first) if progress else lambda _: None
 
     with expected_messages_off():
         say("load the language model and its text")
-        model = load_model(device)
-        dataset = text_dataset(load_text().train)
-        for i, architecture in enumerate(ARCHITECTURES[first:]):
-            cfg = demo_config(output, tokens, device, architecture)
-            if i == 0 and resume_from_checkpoint is not None:
-                cfg.resume_from_checkpoint = str(resume_from_checkpoint)
+        model, text = load_model(device), text_dataset(load_text().train)
+        for i in range(first, len(TRAINED)):
             say(
-                f"train SAE {first + i + 1} of {n_saes}, {architecture}: {tokens:,} tokens (a first step may have to"
+                f"train SAE {i + 1} of {len(TRAINED)}, {TRAINED[i]}: {tokens:,} tokens (a first step may have to"
                 " compile, for some seconds)"
             )
-            torch.manual_seed(cfg.seed)
-            InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset, overwrite=overwrite).run()
-        say(f"evaluate the {n_saes} SAEs on {eval_tokens:,} held-out tokens")
-        results = evaluation.evaluate(demo_folders(output), model, tokens=eval_tokens, progress=progress)
-    text = json.dumps([asdict(result) for result in results], indent=2) + "\n"
-    write_whole(output / "demo_result.json", lambda path: path.write_text(text))
-    return results
+            cfg = demo_config(output, tokens, device, TRAINED[i])
+            cfg.resume_from_checkpoint = str(resume_from_checkpoint) if resume_from_checkpoint and i == first else None
+            InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=text, overwrite=overwrite).run()
+        say(f"evaluate the {len(TRAINED)} SAEs on {eval_tokens:,} held-out tokens")
+        saes = {
+            architecture: SAE.load_from_disk(folder_of(output, architecture), device=device) for architecture in TRAINED
+        }
+        return evaluate_saes(
+            saes, judged, model=model, dataset=held_out_dataset(), tokens=eval_tokens,
+            cross_entropy_tokens=min(eval_tokens, _CROSS_ENTROPY_TOKENS), device=device, overwrite=overwrite,
+            progress=progress,
+        )  # fmt: skip
 
 
 def _index_of(checkpoint: Path) -> int:
-    """Which of the demo's SAEs a checkpoint is of; the first where that cannot be read (the runner says why)."""
+    """Return which of the demo's SAEs a checkpoint is of; the first where that cannot be read (the runner says why)."""
     path = checkpoint / SAE_CFG_FILENAME
     architecture = json.loads(path.read_text())["architecture"] if path.is_file() else ""
-    return ARCHITECTURES.index(architecture) if architecture in ARCHITECTURES else 0
+    return TRAINED.index(architecture) if architecture in TRAINED else 0
+
+
+def _check_folders(output: Path, first: int, *, overwrite: bool) -> None:
+    """Refuse folders that cannot be written, from the SAE `first` on, or where one before it is not there."""
+    for architecture in TRAINED[first:]:
+        check_output_folder(folder_of(output, architecture), overwrite=overwrite)
+    for architecture in TRAINED[:first]:
+        folder = folder_of(output, architecture)
+        if not (folder / SAE_CFG_FILENAME).is_file():
+            raise FileNotFoundError(
+                f"the demo's {architecture} SAE, which was trained before this checkpoint, is not in {folder}: give"
+                " output as before."
+            )
+
+
+def _announcer(n_stages: int) -> Callable[[str], None]:
+    """Return a function that says on stderr which of so many stages begins."""
+    stages = iter(range(1, n_stages + 1))
+    return lambda what: print(f"[{next(stages)}/{n_stages}] {what}", file=sys.stderr, flush=True)

@@ -57,7 +57,7 @@ class JudgedTokens:
 
     @property
     def is_complete(self) -> bool:
-        """Whether as many tokens were read as were asked for."""
+        """True once as many tokens were read as were asked for."""
         return self.n_read >= self._tokens
 
     def take(self, batch: Int[Tensor, "prompts context"]) -> Bool[Tensor, "prompts context"]:

@@ -91,7 +91,7 @@ class Metric:
 
     @property
     def is_summed(self) -> bool:
-        """Whether its values per token are added up over the whole stream."""
+        """True if its values per token are added up over the whole stream."""
         return self.per_token is not None and self.summary not in QUANTILES
 
     def value(self, stream: Stream) -> float | None:

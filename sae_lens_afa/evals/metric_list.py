@@ -38,19 +38,6 @@ from sae_lens_afa.evals.metric import (
 )
 from sae_lens_afa.evals.moments import Array, spearman
 
-__all__ = [
-    "CARD",
-    "CENTERED",
-    "FORMS",
-    "METRICS",
-    "PAPER",
-    "SWEEPS",
-    "Metric",
-    "in_reading_order",
-    "metric_named",
-    "metrics_shown_in",
-]
-
 
 def metric_named(name: str) -> Metric:
     """Return the entry of `METRICS` of that name.

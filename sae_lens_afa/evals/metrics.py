@@ -113,7 +113,10 @@ class AFAMetrics:
         index = torch.arange(self.n_tokens, self.n_tokens + len(rows), device=rows.device)
         recons = None if recons is None else flat_rows(recons)
         norms = None if acts_include_decoder_norm else norms
-        at_hook = None if raw is None else Raw(*(flat_rows(vectors.detach()) for vectors in raw))
+        if raw is not None and any(vectors.shape != dense.shape for vectors in raw):
+            shapes = " and ".join(str(list(vectors.shape)) for vectors in raw)
+            raise ValueError(f"raw must be two tensors of the shape of dense, {list(dense.shape)}, got {shapes}.")
+        at_hook = None if raw is None else Raw(*(flat_rows(vectors) for vectors in raw))
         for block in token_blocks(rows, flat_rows(feature_acts), norms, b_dec, recons, None, index, raw=at_hook):
             self.add(block)
 

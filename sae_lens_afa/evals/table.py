@@ -16,8 +16,8 @@ def results_table(results: Mapping[str, AFAResult]) -> str:
         >>> import sae_lens_afa as afa
         >>> from sae_lens_afa.evals import results_table
         >>> result = afa.AFAMetrics.from_norms(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), d_sae=5).compute()
-        >>> print(results_table({"first": result, "second": result}).splitlines()[1])
-        tokens                                                      2       2
+        >>> results_table({"first": result, "second": result}).splitlines()[1].split()
+        ['tokens', '2', '2']
     """
     rows: list[tuple[str, ...]] = [("", *results)] if any(results) else []
     form = None

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sae_lens_afa.experiments.training import own_generator
-from sae_lens_afa.interop.command import read_activations as read_blocks
+from sae_lens_afa.loading.activations import read_activations as read_blocks
 
 
 def read_activations(path: str | Path, field: str) -> Tensor:
@@ -24,10 +24,7 @@ def read_activations(path: str | Path, field: str) -> Tensor:
         ValueError: not safetensors, not one tensor, another shape, a value that is not finite.
     """
     path = Path(path)
-    try:
-        activations = torch.cat([part.float() for part in read_blocks(path)])
-    except (FileNotFoundError, ValueError) as error:
-        raise type(error)(str(error).replace("--activations", field)) from error
+    activations = torch.cat([part.float() for part in read_blocks(path, what=field)])
     if activations.ndim != 2 or activations.numel() == 0:
         raise ValueError(f"{field} {path} has shape {list(activations.shape)}, expected [tokens, d_in].")
     if not (finite := activations.isfinite().all(1)).all():

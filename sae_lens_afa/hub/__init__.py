@@ -10,10 +10,13 @@ from sae_lens_afa.hub._errors import HubError
 from sae_lens_afa.hub.load import RepoInfo, info, list_saes, load, pull
 
 if TYPE_CHECKING:
+    from sae_lens_afa.hub.named import load_saes
     from sae_lens_afa.hub.push import push_to_hub
 else:
     from sae_lens_afa._lazy import lazy_names
 
-    __getattr__, __dir__ = lazy_names(globals(), {"sae_lens_afa.hub.push": ("push_to_hub",)})
+    __getattr__, __dir__ = lazy_names(
+        globals(), {"sae_lens_afa.hub.named": ("load_saes",), "sae_lens_afa.hub.push": ("push_to_hub",)}
+    )
 
-__all__ = ["HubError", "RepoInfo", "info", "list_saes", "load", "pull", "push_to_hub"]
+__all__ = ["HubError", "RepoInfo", "info", "list_saes", "load", "load_saes", "pull", "push_to_hub"]

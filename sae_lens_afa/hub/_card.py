@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from sae_lens_afa.files import SAE_CFG_FILENAME
 from sae_lens_afa.hub._contents import FIGURES, METRICS_FILENAME, PLOT_FILENAME, SAEFacts, is_number, short_name
 from sae_lens_afa.hub._remote import ROOT, in_folder
-from sae_lens_afa.interop.report import METADATA_KEY
+from sae_lens_afa.interop.agreement import METADATA_KEY
 
 BEGIN = "<!-- sae-lens-afa: begin; this section is written anew by each push, put your own text outside of it -->"
 END = "<!-- sae-lens-afa: end -->"

@@ -21,7 +21,7 @@ from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.interop._calibration import ThresholdCalibration
 from sae_lens_afa.interop._comparison import compare, cross_entropies
 from sae_lens_afa.interop._split import ActivationSplit
-from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
+from sae_lens_afa.interop.agreement import METADATA_KEY, JumpReLUReport
 from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.loading.models import check_hook
 
@@ -195,6 +195,6 @@ def _next_prompts(store: ActivationsStore, tokens: int) -> list[Int[Tensor, "pro
         read = 0 if prompts is None else prompts.numel()
         raise ValueError(
             f"the text ends after {read} tokens, before the {tokens} of the"
-            " cross-entropy: give more text, or lower cross_entropy_tokens (--tokens)."
+            " cross-entropy: give more text, or lower cross_entropy_tokens (on the command line --tokens)."
         )
     return list(prompts.split(store.store_batch_size_prompts))

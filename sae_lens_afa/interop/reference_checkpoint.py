@@ -18,7 +18,8 @@ from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop._comparison import compare
 from sae_lens_afa.interop._reference_files import ReferenceCheckpoint, read_reference_checkpoint
 from sae_lens_afa.interop._split import ActivationSplit
-from sae_lens_afa.interop.report import METADATA_KEY, JumpReLUReport
+from sae_lens_afa.interop.agreement import METADATA_KEY, JumpReLUReport
+from sae_lens_afa.loading.activations import read_activations
 from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.saes import TopAFATrainingSAE, TopAFATrainingSAEConfig
 
@@ -30,7 +31,7 @@ def convert_reference_checkpoint(
     path: str | Path,
     output_path: str | Path,
     *,
-    activations: Tensor | Iterable[Tensor] | None = None,
+    activations: Tensor | Iterable[Tensor] | str | Path | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Turn a checkpoint of the reference implementation (SewoongLee/top-afa-sae) into a SAELens folder.
@@ -46,8 +47,8 @@ def convert_reference_checkpoint(
         path: Folder with sae.pt (a state dict with W_enc, W_dec, b_dec and b_enc) and config.json.
         output_path: Folder for cfg.json and sae_weights.safetensors; written whole or not at all.
         activations: For "batchtopk": raw hook-point values [..., d_in] (hook_z: [..., heads, d_head]), or an iterable
-            of such batches. They are cut into batches of the training's `batch_size`; see `export_jumprelu`
-            for how many and which are held out for the report.
+            of such batches, or a .safetensors file as `interop.export_to_folder` takes it. They are cut into batches of
+            the training's `batch_size`; see `export_jumprelu` for how many and which are held out for the report.
         overwrite: Replace an SAE that is there.
 
     Returns:
@@ -66,13 +67,15 @@ def convert_reference_checkpoint(
     if sae_type == "batchtopk" and activations is None:
         raise ValueError(
             "a batchtopk SAE selects among all tokens of a batch, which inference cannot: pass activations (raw values"
-            f" at {checkpoint.config['hook_point']}, [tokens, {checkpoint.config['act_size']}]; --activations"
-            " FILE.safetensors) to calibrate the threshold that replaces it."
+            f" at {checkpoint.config['hook_point']}, [tokens, {checkpoint.config['act_size']}], or a .safetensors"
+            " file of them) to calibrate the threshold that replaces it."
         )
     if sae_type != "batchtopk" and activations is not None:
         raise ValueError(
             f"a {sae_type} SAE is converted as it is: leave out activations, there is nothing to calibrate."
         )
+    if isinstance(activations, str | Path):
+        activations = read_activations(activations)
     sae = _training_sae(checkpoint)
     if isinstance(sae, BatchTopKTrainingSAE) and activations is not None:
         sae.cfg.metadata[METADATA_KEY] = _calibrate(sae, activations, checkpoint.config["batch_size"]).to_dict()

@@ -1,21 +1,19 @@
-"""SAEs by folder, training checkpoint, release of SAELens' directory, or repository on the Hub."""
+"""SAEs from folders, and from checkpoints of their training."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
-from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
 from sae_lens.saes.sae import SAE, TrainingSAE
 
 from sae_lens_afa.files import read_object
 from sae_lens_afa.loading import sae_folder
 from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.loading.models import check_device
-from sae_lens_afa.loading.names import first_line, near
 
 
 def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, where: str | None = None) -> SAE[Any]:
@@ -70,80 +68,7 @@ def load_checkpoint(folder: Path, device: str = "cpu", *, where: str | None = No
     return sae
 
 
-def load_saes(paths: Sequence[Path], release: str | None, sae_ids: Sequence[str], device: str) -> dict[str, SAE[Any]]:
-    """SAEs by a name: the folder's, or the id in the release.
-
-    Args:
-        paths: Folders, as for `load_sae`.
-        release: A release of SAELens' directory, or a repository on the Hub (owner/name).
-        sae_ids: Which SAEs of it; of a repository with only one, none is needed.
-        device: cpu, cuda, ...
-
-    Raises:
-        FileNotFoundError: a folder without an SAE.
-        ValueError: an unknown release or id (the message lists those that are near, or all), or a damaged folder.
-        OSError: it cannot be downloaded.
-    """
-    if release is not None:
-        sae_ids = check_release(release, sae_ids)
-    saes: dict[str, SAE[Any]] = {}
-    for path in paths:
-        name = path.name if path.name not in saes and path.name else str(path)
-        saes[name] = load_sae(path, device, where=f"--sae {path}")
-    for sae_id in sae_ids if release is not None else ():
-        saes[sae_id] = _from_release(str(release), sae_id, device)
-    return saes
-
-
-def _from_release(release: str, sae_id: str, device: str) -> SAE[Any]:
-    if release not in get_pretrained_saes_directory():
-        from sae_lens_afa.hub import load  # it needs the network's library, and is above this package
-
-        return load(release, sae_id, device=device)
-    try:
-        return SAE.from_pretrained(release, sae_id, device=device)
-    except OSError as error:
-        raise OSError(f"--release {release} --sae-id {sae_id} cannot be loaded: {first_line(error)}") from error
-
-
-def check_release(release: str, sae_ids: Sequence[str]) -> list[str]:
-    """The ids that are meant; of a repository on the Hub with one SAE, that one.
-
-    Raises:
-        ValueError: a release or an id that does not exist; the message says which do.
-        HubError: a repository that cannot be read.
-    """
-    directory = get_pretrained_saes_directory()
-    if release not in directory:
-        if "/" not in release:
-            raise ValueError(f"--release {release!r} is not known to SAELens{near(release, directory)}.")
-        return _ids_on_the_hub(release, sae_ids)
-    known = list(directory[release].saes_map)
-    if not sae_ids:
-        some = ", ".join(known[:4])
-        raise ValueError(f"--release {release} needs --sae-id, one of {len(known)}: {some}{', ...' * (len(known) > 4)}")
-    for sae_id in sae_ids:
-        if sae_id not in known:
-            raise ValueError(f"--sae-id {sae_id!r} is not in release {release}{near(sae_id, known)}.")
-    return list(sae_ids)
-
-
-def _ids_on_the_hub(repo_id: str, sae_ids: Sequence[str]) -> list[str]:
-    from sae_lens_afa.hub import list_saes  # as above
-
-    known = list_saes(repo_id)
-    listed = ", ".join(known[:20]) + ", ..." * (len(known) > 20)
-    if not known:
-        raise ValueError(f"--release {repo_id} holds no SAE.")
-    if not sae_ids and len(known) > 1:
-        raise ValueError(f"--release {repo_id} needs --sae-id, one of {len(known)}: {listed}")
-    for sae_id in sae_ids:
-        if sae_id not in known:
-            raise ValueError(f"--sae-id {sae_id!r} is not in {repo_id}; it has: {listed}")
-    return list(sae_ids) or known
-
-
-def shared_metadata(saes: dict[str, SAE[Any]], field: str, default: Any = None) -> Any:
+def shared_metadata(saes: Mapping[str, SAE[Any]], field: str, default: Any = None) -> Any:
     """The value of a metadata field that all SAEs agree on; `default` where none has it.
 
     Raises:

@@ -1,9 +1,8 @@
-"""The bundled model and text, and the demo's own measurements."""
+"""The bundled model and text, the demo's configuration, and what its metrics are."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,21 +11,12 @@ from sae_lens import ActivationsStore
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_afa import TopAFATrainingSAE
-from sae_lens_afa.demo import DemoResult, load_text, model_folder, run_demo
-from sae_lens_afa.demo.evaluation import evaluate, table
-from sae_lens_afa.demo.run import (
-    ARCHITECTURES,
-    D_IN,
-    D_SAE,
-    DEFAULT_TOKENS,
-    HOOK_NAME,
-    demo_config,
-    demo_folders,
-    folder_of,
-)
+from sae_lens_afa.demo import load_text, model_folder, run_demo
+from sae_lens_afa.demo.run import HOOK_NAME, demo_config
+from sae_lens_afa.demo.text import held_out_dataset
 from sae_lens_afa.functional import feature_norm
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
-from sae_lens_afa.loading.text import text_dataset
+from sae_lens_afa.reports import evaluate_saes
 
 
 def test_the_text_is_split_by_chapters_without_overlap():
@@ -80,58 +70,30 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_gpt2_folder(tmp_path)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_default_run_ends_on_a_tick_of_the_progress_bar(tmp_path, architecture):
-    # SAELens moves its bar every hundredth step: another number would leave it short of the end.
-    cfg = demo_config(tmp_path / "out", DEFAULT_TOKENS, "cpu", architecture)
-    assert cfg.training_tokens % (100 * cfg.train_batch_size_tokens) == 0
-    assert cfg.sae.architecture() == architecture
-
-
 def test_the_shortest_run_has_a_warm_up_that_ends():
     cfg = demo_config(Path("out"), 2048, "cpu", "afa_threshold")
     assert cfg.sae.threshold_warm_up_steps == 0
 
 
-def test_the_table_is_side_by_side_and_says_where_a_code_is_dense():
-    results = [
-        DemoResult(name, "runs/demo", 192, 3072, 10, l0, 1.0, 30.0, 0.9, 3.0, 3.1, 8.0, 1.0)
-        for name, l0 in (("top_afa", 500.0), ("afa_threshold", 20.0))
-    ]
-    lines = table(results).splitlines()
-    assert lines[1].split() == ["top_afa", "afa_threshold"]
-    assert lines[2].split()[-2:] == ["500.0", "20.0"]
-    assert len({len(line) for line in lines[1:9]}) == 1
-    assert "top_afa's L0 is above d_in = 192" in lines[9]
-    assert "above d_in" not in table(results[1:])
-
-
-def test_the_table_counts_tokens_that_were_left_out_and_has_a_dash_for_what_is_not_known():
-    result = DemoResult("top_afa", "runs/demo", 192, 3072, 10, 5.0, 1.0, 30.0, 0.9, 3.0, None, 8.0, None, n_nonfinite=3)
-    lines = table([result, replace(result, n_nonfinite=0, norm_ratio=1.0)]).splitlines()
-    assert lines[2].split() == [*["tokens", "with", "NaN", "or", "infinity,", "left", "out"], "3", "-"]
-    assert lines[-1].split()[-2:] == ["-", "1.000"]
-    assert not any("with the SAE in place" in line for line in lines)  # of none of them
-    assert "NaN" not in table([replace(result, n_nonfinite=0)])
-
-
-def save_untrained(folder: Path, change=lambda sae: None) -> TopAFATrainingSAE:
-    """An SAE as the demo makes it, untrained, in `folder`."""
-    sae = TopAFATrainingSAE(demo_config(folder, 2048, "cpu").sae)
+def untrained(scale: float = 1.0) -> TopAFATrainingSAE:
+    """An SAE as the demo makes it, untrained."""
+    sae = TopAFATrainingSAE(demo_config(Path("out"), 2048, "cpu").sae)
     sae.cfg.metadata.hook_name, sae.cfg.metadata.context_size, sae.cfg.metadata.prepend_bos = HOOK_NAME, 128, True
     sae.b_dec.data.normal_(std=0.5)
-    change(sae)
-    sae.save_inference_model(folder)
+    sae.W_enc.data.mul_(scale)
     return sae
 
 
-def test_evaluation_measures_what_it_says(tmp_path, model):
-    sae = save_untrained(tmp_path / "sae")
-    other = save_untrained(tmp_path / "other", lambda sae: sae.W_enc.data.mul_(0.5))
-    result, beside = evaluate([tmp_path / "sae", tmp_path / "other"], model, tokens=4096, progress=False)
+def test_the_evaluation_measures_what_it_says(tmp_path, model):
+    sae, other = untrained(), untrained(0.5)
+    report = evaluate_saes(
+        {"sae": sae, "other": other}, tmp_path / "out", model=model, dataset=held_out_dataset(), tokens=2048,
+        cross_entropy_tokens=2048, progress=False,
+    )  # fmt: skip
+    result, beside = report.results["sae"], report.results["other"]
 
-    store = ActivationsStore.from_sae(model, sae, text_dataset(load_text().held_out), streaming=False)
-    windows = torch.cat([store.get_batch_tokens(1) for _ in range(32)])
+    store = ActivationsStore.from_sae(model, sae, held_out_dataset(), streaming=False)
+    windows = torch.cat([store.get_batch_tokens(1) for _ in range(16)])
     with torch.no_grad():
         z = model.run_with_cache(windows, names_filter=[HOOK_NAME], stop_at_layer=3)[1][HOOK_NAME].flatten(0, 1)
         acts = sae.encode(z)
@@ -140,22 +102,15 @@ def test_evaluation_measures_what_it_says(tmp_path, model):
         ratio = feature_norm(acts, sae.W_dec, sae.b_dec) / x.norm(dim=-1)
         variance = (x - x.mean(0)).double().square().sum()
         loss = model(windows, return_type="loss").item()
-    assert (result.architecture, result.folder, beside.folder) == (
-        "top_afa", str(tmp_path / "sae"), str(tmp_path / "other"),
-    )  # fmt: skip
     assert beside.l0_mean != result.l0_mean
     assert beside.l0_mean == pytest.approx((other.encode(z) > 0).sum(-1).float().mean().item(), rel=1e-3)
-    assert result.n_tokens == len(z) == 4096
+    assert result.n_tokens == len(z) == 2048
     assert result.n_nonfinite == 0
     assert result.l0_mean == pytest.approx((acts > 0).sum(-1).float().mean().item(), rel=1e-3)
-    assert result.ce == pytest.approx(loss, rel=1e-4)
-    assert result.ce < result.ce_with_sae
+    assert result.ce_loss_without_sae == pytest.approx(loss, rel=1e-4)
+    assert result.ce_loss_without_sae < result.ce_loss_with_sae
     assert result.explained_variance == pytest.approx((1 - error / variance).item(), rel=1e-3)
-    assert result.norm_ratio == pytest.approx(ratio.median().item(), rel=1e-3)
-
-
-def test_demo_sizes_fit_the_model(model):
-    assert (model.cfg.d_model, D_SAE) == (D_IN, 16 * D_IN)
+    assert result.norm_ratio_median == pytest.approx(ratio.median().item(), rel=1e-3)
 
 
 def test_run_demo_refuses_before_it_loads_anything(tmp_path):
@@ -163,14 +118,17 @@ def test_run_demo_refuses_before_it_loads_anything(tmp_path):
     with pytest.raises(FileExistsError, match="not a folder"):
         run_demo(tmp_path / "file")
     (tmp_path / "out-afa_threshold").mkdir()
-    with pytest.raises(FileExistsError, match="out-afa_threshold exists; pass --overwrite"):
+    with pytest.raises(FileExistsError, match="out-afa_threshold exists; pass "):
         run_demo(tmp_path / "out")
+    (tmp_path / "judged-eval").mkdir()
+    with pytest.raises(FileExistsError, match="judged-eval exists; pass "):
+        run_demo(tmp_path / "judged")
 
 
 def test_a_checkpoint_of_the_second_sae_needs_the_first(tmp_path):
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "checkpoint" / "cfg.json").write_text(json.dumps({"architecture": "afa_threshold"}))
-    with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out; give the same --output"):
+    with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out: give output as before"):
         run_demo(tmp_path / "out", resume_from_checkpoint=tmp_path / "checkpoint")
 
 
@@ -180,11 +138,3 @@ def test_a_run_that_cannot_be_evaluated_or_saved_is_refused_before_it_trains(tmp
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="file is not a writable folder"):
         run_demo(tmp_path / "file" / "out")
-
-
-def test_the_second_sae_lies_beside_the_first():
-    assert [str(folder_of(Path("runs/demo"), name)) for name in ARCHITECTURES] == [
-        "runs/demo", "runs/demo-afa_threshold"
-    ]  # fmt: skip
-    assert demo_folders() == [Path("runs/demo"), Path("runs/demo-afa_threshold")]
-    assert [folder.name for folder in demo_folders("here")] == ["here", "here-afa_threshold"]

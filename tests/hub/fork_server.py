@@ -17,8 +17,8 @@ import sae_lens_afa as afa
 
 # What scripts and the command import when they use it.
 import sae_lens_afa.cli
-import sae_lens_afa.hub.command
-import sae_lens_afa.interop.command
+import sae_lens_afa.hub.push_folders
+import sae_lens_afa.reports.evaluation
 
 for name in afa.__all__:
     getattr(afa, name)

@@ -7,13 +7,18 @@ import shlex
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
-from sae_lens_afa._cli_train import parse_config
+from sae_lens_afa.cli import app
+from sae_lens_afa.cli.runner_flags import parse_config
 from sae_lens_afa.demo import load_text, model_folder
 
 ROOT = Path(__file__).parents[2]
-# Of docs/results the reports are left out: they say which commands were run for them, of hours each.
-PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md")))]
+# Left out are the reports in docs/results, which name the commands of hours that they come from, and the page that
+# tests/test_extending.py runs.
+DOCS = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "extending.md"]
+PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in DOCS)]
+DRAWINGS = ("text", "mermaid")
 
 # What is put in place of GPT-2, OpenWebText, an accelerator and hours of computing. Nothing else is changed.
 SUBSTITUTIONS = [
@@ -33,10 +38,10 @@ SUBSTITUTIONS = [
     ('"cuda"', '"cpu"'),
     ("--device cuda", "--device cpu"),
     ("--output_path runs/gpt2-layer6", "--output_path runs/gpt2-layer6 --overwrite"),  # after the same in Python
-    ("sae-lens-afa demo", "sae-lens-afa demo --tokens 2048"),
+    ("sae-lens-afa demo", "sae-lens-afa demo --tokens 2048 --eval-tokens 256"),
     ("sae-lens-afa eval --", "sae-lens-afa eval --tokens 2048 --"),
     ("--release gpt2-small-res-jb --sae-id blocks.7.hook_resid_pre", "--sae runs/gpt2-layer6"),
-    ("store, model)  # several", "store, model, tokens=2048)  # several"),
+    ("store, model)", "store, model, tokens=2048)"),
     ("sweep ground-truth", "sweep ground-truth --preset tiny"),
     ("sweep paper --preset demo", "sweep paper --preset tiny"),
     ("--preset quick", "--preset tiny"),
@@ -59,6 +64,13 @@ model = sae_lens_afa.demo.load_model()
 for name in ("train", "test"):
     save_file({{"activations": torch.randn(512, 16)}}, name + ".safetensors")
 
+if TRAINED_BEFORE:  # a page that begins where the README's training ends
+    sae = make(d_in=192, d_sae=384)
+    about = sae.cfg.metadata
+    about.model_name, about.dataset_path = {str(model_folder())!r}, "text"
+    about.hook_name, about.context_size, about.prepend_bos = "blocks.2.hook_resid_pre", 128, True
+    sae.save_inference_model("runs/gpt2-layer6")
+
 def shell(line):
     print("$", line, flush=True)
     sys.argv = shlex.split(line, comments=True)
@@ -71,9 +83,13 @@ def shell(line):
 
 
 def blocks(page: str) -> list[tuple[str, str]]:
-    """Language and content of each fenced block."""
+    """Language and content of each fenced block of code."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    return re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", text, re.S | re.M)
+    for language, _ in found:
+        known = (*DRAWINGS, "python", "sh", "bash")
+        assert language in known, f"{page}: a block of {language or 'no language'} is not run: say python or sh"
+    return [block for block in found if block[0] not in DRAWINGS]
 
 
 def commands(block: str) -> list[str]:
@@ -95,32 +111,42 @@ def script(page: str) -> str:
     for language, content in blocks(page):
         if language == "python":
             lines.append(substituted(content))
-        elif language in ("sh", "bash", "shell", "console"):
-            lines += [f"shell({substituted(command)!r})" for command in commands(content)]
         else:
-            raise AssertionError(f"{page}: a block of {language or 'no language'} is not run: say python or sh")
+            lines += [f"shell({substituted(command)!r})" for command in commands(content)]
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
+RUN = [page for page in PAGES if blocks(page)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
 def test_every_block_of_a_page_runs(page, client):
-    program = PRELUDE + script(page)
-    compile(program, page, "exec")
+    program = PRELUDE.replace("TRAINED_BEFORE", repr(page != "README.md")) + script(page)
     (client.cwd / "program.py").write_text(program)
     client.run("exec(compile(open('program.py').read(), 'program.py', 'exec'))")
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_every_block_of_a_page_can_be_read(page):
+    compile(script(page), page, "exec")
+    for language, content in blocks(page):
+        for line in commands(content) if language != "python" else ():
+            program, *args = shlex.split(substituted(line), comments=True)
+            assert program in ("sae-lens-afa", "python"), line
+            if args[0] == "train":
+                assert parse_config([arg for arg in args[1:] if arg != "--overwrite"]).training_tokens == 3 * 4096
+            elif program == "sae-lens-afa":
+                command = get_command(app)
+                while hasattr(command, "commands"):
+                    command = command.commands[args.pop(0)]
+                command.make_context("sae-lens-afa", args)  # unknown options and values of another kind are errors
 
 
 def test_every_substitution_is_needed():
     text = "\n".join(content for page in PAGES for _, content in blocks(page))
     for old, _ in SUBSTITUTIONS:
         assert old in text, f"{old!r} is in no block: leave it out of the table"
-
-
-def test_commands_are_those_of_this_package():
-    for page in PAGES:
-        for language, content in blocks(page):
-            for command in commands(content) if language != "python" else ():
-                assert shlex.split(command, comments=True)[0] in ("sae-lens-afa", "python"), command
 
 
 def test_shell_and_python_example_mean_the_same_run(tmp_path, monkeypatch):

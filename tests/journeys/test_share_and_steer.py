@@ -12,7 +12,8 @@ from sae_lens.saes.sae import SAEMetadata
 
 import sae_lens_afa as afa
 from sae_lens_afa.demo import load_text, model_folder
-from sae_lens_afa.evals.command import EvalRequest, eval_command
+from sae_lens_afa.hub import load_saes
+from sae_lens_afa.reports import evaluate_saes
 
 HOOK = "blocks.1.hook_resid_pre"
 
@@ -52,13 +53,13 @@ def test_an_sae_of_a_repository_is_judged_by_its_id(client):
     [
         (
             {"model_name": "/other/model", "dataset_path": "owner/text"},
-            "--model /other/model is not a folder",
+            "model /other/model is not a folder",
         ),
         (
             {"model_name": str(model_folder()), "dataset_path": "/other/text"},
-            "--dataset /other/text: there is",
+            "dataset /other/text: there is",
         ),
-        ({"model_name": str(model_folder())}, "does not say its dataset_path: give --dataset"),
+        ({"model_name": str(model_folder())}, "does not say its dataset_path: give dataset"),
     ],
 )
 def test_a_folder_of_another_machine_says_what_is_missing_here(tmp_path, metadata, message, monkeypatch):
@@ -66,9 +67,8 @@ def test_a_folder_of_another_machine_says_what_is_missing_here(tmp_path, metadat
     small(**metadata).save_inference_model("sae")
     cfg = json.loads(Path("sae/cfg.json").read_text())
     Path("sae/cfg.json").write_text(json.dumps({**cfg, "device": "cuda"}))  # of the machine that trained it
-    request = EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=128)
     with pytest.raises((ValueError, OSError), match=message) as raised:
-        eval_command(request, progress=False)
+        evaluate_saes(load_saes(["sae"]), "eval", tokens=128, progress=False)
     assert "\n" not in str(raised.value)
     assert not Path("eval").exists()
 

@@ -1,4 +1,4 @@
-"""A run from its text to its figures through the command: names of data and models mean the same for each verb."""
+"""A run from its text to its metrics: names of data and models mean the same for training, judging and exporting."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
 from sae_lens import SAE, BatchTopKTrainingSAEConfig, LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.saes.sae import TrainingSAEConfig
 
-from sae_lens_afa import FeatureChoiceTrainingSAEConfig, MutualChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
-from sae_lens_afa._cli_train import parse_config, train_command
+from sae_lens_afa import (
+    FeatureChoiceTrainingSAEConfig,
+    MutualChoiceTrainingSAEConfig,
+    TopAFATrainingSAEConfig,
+    evaluate_activations,
+)
+from sae_lens_afa.cli.runner_flags import train_with_flags
 from sae_lens_afa.demo import load_text, model_folder
-from sae_lens_afa.evals import run_afa_evals
-from sae_lens_afa.evals.command import EvalRequest, eval_command, load_requested_saes, model_and_text
-from sae_lens_afa.interop.command import ExportRequest, export_command
+from sae_lens_afa.hub import load_saes
+from sae_lens_afa.interop import export_to_folder
+from sae_lens_afa.reports import EvalReport, evaluate_saes
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -48,6 +54,11 @@ def train(sae: TrainingSAEConfig | None = None, **options) -> InterruptibleTrain
     runner = InterruptibleTrainingRunner(cfg)
     runner.run()
     return runner
+
+
+def judge(output: str = "eval", **options) -> EvalReport:
+    """The trained SAE, by what it says of its training."""
+    return evaluate_saes(load_saes(["sae"]), output, progress=False, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -82,30 +93,31 @@ def write(form: str) -> str:
 @pytest.mark.parametrize(
     "form", ["text file", "folder of jsonl", "DatasetDict", "pretokenised folder", "pretokenised parquet"]
 )
-def test_eval_finds_the_text_that_train_read(form):
+def test_eval_finds_the_text_that_train_read(form, model):
     runner = train(dataset_path=write(form), training_tokens=128)
-    request = EvalRequest(output=Path("eval"), sae=[Path("sae")])
-    model, store = model_and_text(request, load_requested_saes(request))
-    assert model.cfg.d_model == 192
     trained_on = next(runner.activations_store._iterate_tokenized_sequences())
-    assert torch.equal(store.get_batch_tokens(1)[0], trained_on)
+    activations = model.run_with_cache(trained_on[None], names_filter=[HOOK])[1][HOOK]
+    (sae,) = load_saes(["sae"]).values()
+    (result,) = judge(tokens=32).results.values()
+    expected = evaluate_activations(sae, activations)
+    assert result.n_tokens == expected.n_tokens == 32
+    assert result.l0_mean == pytest.approx(expected.l0_mean)
+    assert result.feature_norm_median == pytest.approx(expected.feature_norm_median, rel=1e-5)
 
 
 def test_an_sae_is_judged_and_exported_by_what_it_says_of_its_training():
-    said = train_command(flags(dataset_path=write("text file")))
+    said = train_with_flags(flags(dataset_path=write("text file")))
     assert 'SAE.load_from_disk("sae")' in said
-    report = eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=512), progress=False)
+    report = judge(tokens=512)
     assert report.results["sae"].n_tokens == 512
     assert report.settings["context_size"] == 32
-    exported = export_command(ExportRequest(output=Path("jump"), sae=Path("sae"), tokens=640), progress=False)
-    assert SAE.load_from_disk(exported.folder).cfg.architecture() == "jumprelu"
+    assert export_to_folder("sae", "jump", tokens=640, progress=False).n_evaluation_tokens > 0
+    assert SAE.load_from_disk("jump").cfg.architecture() == "jumprelu"
 
 
 def test_an_sae_of_any_model_folder_is_judged_by_its_own_metadata():
     train(dataset_path=write("text file"), model_class_name="AutoModelForCausalLM", hook_name="transformer.h.1")
-    report = eval_command(
-        EvalRequest(output=Path("eval"), sae=[Path("sae")], tokens=256, cross_entropy_tokens=128), progress=False
-    )
+    report = judge(tokens=256, cross_entropy_tokens=128)
     assert report.results["sae"].n_tokens == 256
     assert report.results["sae"].ce_loss_without_sae is not None
 
@@ -117,9 +129,7 @@ def test_a_checkpoint_is_judged_as_the_sae_that_it_becomes(architecture):
     sae = CONFIGS[architecture](d_in=192, d_sae=64, normalize_activations="expected_average_only_in", **k)
     train(sae, dataset_path=write("text file"), save_final_checkpoint=True, checkpoint_path="checkpoints")
     (checkpoint,) = Path("checkpoints").glob("*/final_*")
-    saes = [Path("sae"), checkpoint]
-    loaded = load_requested_saes(EvalRequest(output=Path("eval"), sae=saes, model="m", dataset="d"))
-    whole, of_checkpoint = loaded.values()
+    whole, of_checkpoint = load_saes(["sae", checkpoint]).values()
     assert of_checkpoint.cfg.architecture() == whole.cfg.architecture()
     assert of_checkpoint.cfg.metadata.context_size == 32
     x = torch.randn(4, 192)
@@ -127,88 +137,45 @@ def test_a_checkpoint_is_judged_as_the_sae_that_it_becomes(architecture):
 
 
 def test_special_tokens_are_left_out_where_they_were_in_training():
-    path = write("text file")
-    train(dataset_path=path, exclude_special_tokens=True)
-    found = {}
-    for wanted in (None, True, False):
-        request = EvalRequest(output=Path("eval"), sae=[Path("sae")], exclude_special_tokens=wanted)
-        saes = load_requested_saes(request)
-        model, store = model_and_text(request, saes)
-        options = {"tokens": 512, "exclude_special_tokens": wanted, "progress": False}
-        found[wanted] = run_afa_evals(saes, store, model, **options)["sae"].n_tokens
+    train(dataset_path=write("text file"), exclude_special_tokens=True)
+    found = {
+        wanted: judge(f"eval-{wanted}", tokens=512, exclude_special_tokens=wanted).results["sae"].n_tokens
+        for wanted in (None, True, False)
+    }
     assert found[None] == found[True] < found[False] == 512
 
 
 def test_how_documents_were_joined_is_how_they_are_read():
     train(dataset_path=write("text file"), sequence_separator_token=None, prepend_bos=False)
-    request = EvalRequest(output=Path("eval"), sae=[Path("sae")])
-    _, store = model_and_text(request, load_requested_saes(request))
-    assert 0 not in store.get_batch_tokens(16)  # the model's BOS
+    judge(tokens=512, per_token=True)
+    tokens = pd.read_parquet("eval/tokens.parquet")
+    assert len(tokens) == 512
+    assert not tokens["context"].str.contains("endoftext").any()
 
 
 def test_a_context_longer_than_the_model_s_is_one_line():
     train(dataset_path=write("text file"))
-    with pytest.raises(ValueError, match="--context-size is 4096, but the model reads at most 128 tokens: give 128"):
-        eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")], context_size=4096), progress=False)
+    with pytest.raises(ValueError, match="context_size is 4096, but the model reads at most 128 tokens: give 128"):
+        judge(context_size=4096)
     assert not Path("eval").exists()
-
-
-def test_an_sae_of_the_demo_asks_for_it():
-    train(dataset_path=write("text file"))
-    cfg = json.loads(Path("sae/cfg.json").read_text())
-    cfg["metadata"] |= {"model_name": "kjv_gpt2", "dataset_path": "King James Bible (bundled)"}
-    Path("sae/cfg.json").write_text(json.dumps(cfg))
-    with pytest.raises(ValueError, match="sae was trained on the bundled model: give --demo"):
-        eval_command(EvalRequest(output=Path("eval"), sae=[Path("sae")]), progress=False)
 
 
 def test_a_run_goes_on_from_its_checkpoint_with_its_own_settings():
     train(dataset_path=write("text file"), n_checkpoints=1, checkpoint_path="checkpoints")
     (checkpoint,) = Path("checkpoints").glob("*/*")
-    assert "trained" in train_command([f"--resume-from-checkpoint={checkpoint}"])  # it replaces what it wrote itself
+    assert "trained" in train_with_flags([f"--resume-from-checkpoint={checkpoint}"])  # it replaces what it wrote itself
     Path("other").mkdir()
     Path("other/cfg.json").write_text("another SAE's")
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
-        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
+    with pytest.raises(FileExistsError, match="overwrite"):
+        train_with_flags(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
     shutil.rmtree("other")
     # As on another machine, which has no such device and another place for the SAE.
     settings = json.loads((checkpoint / "runner_cfg.json").read_text())
     (checkpoint / "runner_cfg.json").write_text(json.dumps({**settings, "device": "nonsense"}))
     with pytest.raises(ValueError, match="device 'nonsense' cannot be used here"):
-        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
-    train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other", "--device", "cpu"])
+        train_with_flags(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other"])
+    train_with_flags(["--resume-from-checkpoint", str(checkpoint), "--output-path", "other", "--device", "cpu"])
     assert Path("other/cfg.json").is_file()
     (checkpoint / "sae_weights.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"sae_weights\.safetensors is not a whole safetensors file"):
-        train_command(["--resume-from-checkpoint", str(checkpoint), "--output-path", "third", "--device", "cpu"])
-
-
-# ---- flags
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--architecture", "top_afa", "--k", "32"], "top_afa has no --k; it is an option of topk, "),
-        (["--architecture=top_afa", "--k=32"], "top_afa has no --k"),
-        (["--architecture", "top_afa", "--target", "0.7"], "unknown flag --target; did you mean --target_ratio?"),
-        (["--architecture", "topk", "--afa-coefficient", "1"], "topk has no --afa_coefficient; .* of top_afa"),
-        (["--architecture", "topk", "--training-token", "1"], "--training_token; did you mean --training_tokens?"),
-        (["--architecture", "top_afa", "--qqqqqq", "1"], "unknown flag --qqqqqq; see sae-lens-afa train --help"),
-        (["--architecture", "top_aff"], "--architecture 'top_aff' is not known; near matches: top_afa"),
-        (["--architecture", "topk", "--lr", "fast"], "argument --lr: invalid float value: 'fast'"),
-        (["--architecture", "topk", "--lr"], "--lr: expected one argument"),
-        (["stray", "--lr", "1"], "'stray' is not a flag"),
-        (["--architecture", "mutual_choice", "--d_sae", "16"], "k must be at most 16"),
-    ],
-)
-def test_flags_are_whole_and_known(args, message):
-    with pytest.raises(ValueError, match=message) as raised:
-        parse_config(args)
-    assert "\n" not in str(raised.value)
-
-
-def test_dashes_and_underscores_are_one():
-    for spelt in ("--training-tokens", "--training_tokens"):
-        with pytest.raises(ValueError, match="training_tokens is 100, less than one batch"):
-            train_command(["--architecture", "top_afa", spelt, "100", "--n-batches-in-buffer", "64"])
+        train_with_flags(["--resume-from-checkpoint", str(checkpoint), "--output-path", "third", "--device", "cpu"])

@@ -13,7 +13,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from safetensors.torch import load_file, save_file
 
 import sae_lens_afa as afa
-from sae_lens_afa.loading.saes import load_sae, load_saes, shared_metadata
+from sae_lens_afa.loading.saes import load_sae, shared_metadata
 
 CONFIGS = {
     "top_afa": afa.TopAFATrainingSAEConfig,
@@ -102,8 +102,8 @@ def test_a_damaged_folder_is_one_line_that_names_it(tmp_path, damage, form):
         message = "does not fit"
     harm(tmp_path / "sae")
     with pytest.raises((ValueError, OSError), match=message) as raised:
-        load_saes([tmp_path / "sae"], None, (), "cpu")
-    assert str(raised.value).startswith(f"--sae {tmp_path / 'sae'}")
+        load_sae(tmp_path / "sae")
+    assert str(raised.value).startswith(str(tmp_path / "sae"))
     assert "\n" not in str(raised.value)
 
 

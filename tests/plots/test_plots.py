@@ -14,10 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_afa import AFAMetrics, TopAFASAE, TopAFASAEConfig, evaluate_activations, plots
-from sae_lens_afa.evals.report import read_tokens, write_report
 from sae_lens_afa.functional import epsilon_lbo
 from sae_lens_afa.plots.data import Group, bands, log_density, point_density, zf_panel
 from sae_lens_afa.plots.styles import styles_of
+from sae_lens_afa.reports.folder import read_tokens, write_report
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -181,15 +181,15 @@ def test_an_sae_with_layer_norm_is_drawn_so_from_its_result_and_from_the_files_o
     x = torch.randn(100, 8) * torch.linspace(1, 9, 100)[:, None]
     found = evaluate_activations(sae, x)
     assert found.tokens.dense_norm.std() < 1e-4
-    monkeypatch.setattr("sae_lens_afa.evals.report.write_plots", lambda *_: None)
+    monkeypatch.setattr("sae_lens_afa.reports.folder.draw_plots", lambda *_: None)
     settings = {"model": "m", "dataset": "d"}
     write_report(tmp_path / "out", {"sae": found}, {"sae": {"hook_name": "h"}}, settings, per_token=False)
     for data in (found, read_tokens(tmp_path / "out")):
         z = np.asarray(panels(plots.zf_plot(data))[0].collections[0].get_offsets())[:, 0]
         np.testing.assert_allclose(np.sort(z), np.sort(found.tokens.dense_norm * x.std(-1).numpy()), rtol=1e-5)
-    # The figures are as they were, in the SAE's own space.
+    # The metrics are as they were, in the SAE's own space.
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["saes"]["sae"]["figures"] == found.to_dict()
+    assert metrics["saes"]["sae"]["metrics"] == found.to_dict()
     raw = evaluate_activations(sae, x, rescale_by_token_std=True)
     assert "standard deviation" not in plots.zf_plot(raw).get_supxlabel(), "nothing more to rescale"
 

@@ -1,20 +1,24 @@
-"""`sae-lens-afa push | pull | list | info`, against the local Hub."""
+"""SAEs that were judged are pushed, listed, described and pulled with `sae-lens-afa`, against the local Hub."""
+
+from __future__ import annotations
 
 import json
 
 PREPARE = """
     from safetensors.torch import save_file
-    from sae_lens_afa.evals.report import write_report
-    from pathlib import Path
-    x = torch.randn(3000, 8)
-    save_file({"activations": x}, "acts.safetensors")
-    results, about = {}, {}
-    for name, seed in {"first": 0, "second": 1}.items():
-        make(seed).save_inference_model(f"runs/{name}")
-        results[name] = afa.evaluate_activations(make(seed), x)
-        about[name] = {"hook_name": "blocks.6.hook_resid_pre", "architecture": "top_afa"}
-    settings = {"model": "gpt2", "dataset": "owner/held-out", "context_size": 128}
-    write_report(Path("evaluation"), results, about, settings, per_token=False)
+    from sae_lens_afa.demo import load_text
+    from sae_lens_afa.loading.text import text_dataset
+    save_file({"activations": torch.randn(3000, 192)}, "acts.safetensors")
+    saes = {}
+    for seed, name in enumerate(("first", "second")):
+        saes[name] = make(seed, d_in=192, d_sae=64)
+        about = saes[name].cfg.metadata
+        about.hook_name, about.context_size, about.prepend_bos = "blocks.1.hook_resid_pre", 32, True
+        saes[name].save_inference_model(f"runs/{name}")
+    text = text_dataset(load_text().held_out[:3], name="owner/held-out")
+    afa.reports.evaluate_saes(
+        saes, "evaluation", model=afa.demo.load_model(), dataset=text, tokens=512, progress=False
+    )
 """
 
 
@@ -22,13 +26,13 @@ def test_push_list_info_pull(client, hub):
     client.run(PREPARE)
     pushed = client.command(
         "push", "me/saes", "--sae", "runs/first", "--sae", "layer/6=runs/second", "--metrics", "evaluation",
-        "--license", "mit", "--tag", "v1", "--message", "Two SAEs",
+        "--license", "mit", "--tag", "v1", "--message", "Two SAEs", "--base-model", "owner/model",
     )  # fmt: skip
     assert pushed.last_line == f"{hub.url}/me/saes/commit/{hub.repos['me/saes'].refs['main']}"
     assert hub.repos["me/saes"].log[-1]["title"] == "Two SAEs"
     assert client.command("list", "me/saes").output.split() == ["first", "layer/6"]
     about = client.command("info", "me/saes", "--sae-id", "layer/6", "--revision", "v1").output
-    for said in ("me/saes at commit", ": 1 SAE", "layer/6", "top_afa", "blocks.6.hook_resid_pre", "over-activated"):
+    for said in ("me/saes at commit", ": 1 SAE", "layer/6", "top_afa", "blocks.1.hook_resid_pre", "over-activated"):
         assert said in about
     assert client.command("pull", "me/saes", "--output", "here", "--sae-id", "first").last_line == "here/first"
     assert client.command("info", "here").output.startswith("here: 1 SAE\n")
@@ -38,6 +42,7 @@ def test_push_list_info_pull(client, hub):
     assert hub.file("me/saes", "layer/6/zf_plot.png").startswith(b"\x89PNG")
     card = hub.file("me/saes", "README.md").decode()
     assert "type: owner/held-out" in card
+    assert "owner/model" in card
     assert "![ZF plot of layer/6](layer/6/zf_plot.png)" in card
 
 
@@ -53,34 +58,35 @@ def test_push_with_jumprelu(client, hub):
     loaded = client.run("""
         from sae_lens import SAE
         sae, original = (SAE.from_pretrained("me/saes", name) for name in ("first-jumprelu", "first"))
-        x = torch.randn(100, 8)
+        x = torch.randn(100, 192)
         agree = (sae.encode(x) > 0) == (original.encode(x) > 0)
         print(type(sae).__name__, agree.float().mean().item() > 0.8)
     """)
     assert loaded.last_line == "JumpReLUSAE True"
 
 
-def test_errors_are_one_line(client):
+def test_push_with_jumprelu_of_the_demo_s_model(client):
     client.run(PREPARE)
+    client.command("push", "me/saes", "--sae", "runs/first", "--with-jumprelu", "--demo", "--dataset", "owner/text")
+    assert client.command("list", "me/saes").output.split() == ["first", "first-jumprelu"]
+
+
+def test_errors_are_one_line(client):
+    client.run(PREPARE + '\n    make(5).save_inference_model("runs/third")')
+    third = ("push", "me/saes", "--sae", "runs/third")
     for args, says in {
         ("list", "me/none"): "error: cannot read me/none: there is no such repository",
         ("push", "me/saes", "--sae", "runs"): "error: runs (runs) has no cfg.json",
         ("push", "me/saes", "--sae", "a=runs/first", "--sae", "a=runs/second"): "error: 'a=runs/second' needs an id",
         ("push", "me/saes", "--sae", "runs/first", "--metrics", "runs"): "error: runs has no metrics.json",
-        ("push", "me/saes", "--sae", "runs/first", "--demo"): "error: a calibration is for --with-jumprelu",
+        (*third, "--demo"): "error: --demo is a calibration for --with-jumprelu",
+        (*third, "--activations", "acts.safetensors"): "error: --activations",
+        (*third, "--with-jumprelu", "--demo", "--activations", "a"): "error: --activations are read as they are: leave",
+        (*third, "--metrics", "evaluation"): "error: --metrics evaluation has metrics of first, second, none of which",
     }.items():
         output = client.command(*args, status=1).output
         assert output.startswith(says), output
         assert output.count("\n") == 1
-
-
-def test_figures_of_other_saes_are_refused(client):
-    client.run(PREPARE)
-    client.run('make(5).save_inference_model("runs/third")')
-    output = client.command("push", "me/saes", "--sae", "runs/third", "--metrics", "evaluation", status=1).output
-    assert output.startswith(
-        "error: --metrics evaluation has figures of first, second, none of which is pushed (third)"
-    )
 
 
 def test_a_token_is_not_a_flag(client):

@@ -1,4 +1,4 @@
-"""What went wrong, for the terminal: one line for every failure."""
+"""One line for every failure, in the words of the command: a parameter that a message names becomes a flag."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import argparse
 import difflib
 import errno
 import json
-import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 _LONGEST = 400
-_HERE = os.path.dirname(__file__) + os.sep
+_PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
 # Classes that are known by name: their packages take long to import and are loaded if one of them was raised.
 _DAMAGED = {"SafetensorError", "UnpicklingError", "BadZipFile", "LZMAError", "EOFError"}
 _HUB = {"huggingface_hub", "httpx", "httpx2", "requests"}
@@ -20,15 +21,44 @@ _MEMORY = ("out of memory", "not enough memory", "can't allocate", "cannot alloc
 _DEVICE = ("cuda", "nvidia", "mps", "hip error")
 
 
-def describe(error: BaseException) -> str:
-    """The failure in one line, without a traceback."""
-    return _shortened(_described(error))
+def describe(error: BaseException, flags: Mapping[str, str]) -> str:
+    """Return a failure in one line, without a traceback.
+
+    Args:
+        error: Raised by this package or a library below it.
+        flags: Flags of the verb that was called, by the parameters that they set.
+    """
+    return _shortened(in_flags(_described(error), flags))
+
+
+def in_flags(said: str, flags: Mapping[str, str]) -> str:
+    """Return a message of the library with flags in place of the parameters that it names.
+
+    A word that is the name of a parameter is meant as one at the start of the message, with an underscore, with a
+    value (`overwrite=True`), after "give", "pass" or "leave out", and in a list after another that is.
+    """
+    # "give this (on the command line that)": for the reader of a command that comes first.
+    said = re.sub(r"give (.+?) \(on the command line:? (.+?)\)", r"give \2 (or \1)", said)
+    if not flags:
+        return said
+    names = "|".join(flags)
+    parameter = re.compile(rf"(?<![-\w./'])({names})(=(?:\w+|'[^']*'))?(?![-\w/'])")
+    done, end = "", 0
+    for match in parameter.finditer(said):
+        name, value = match[1], match[2]
+        between, before = said[end : match.start()], said[: match.start()]
+        listed = end > 0 and between in (", ", " and ", " or ")
+        if not (listed or not before or "_" in name or value or re.search(r"(give|pass|\(or|leave out) $", before)):
+            continue
+        given = "" if value in (None, "=True") else " " + value[1:].strip("'")
+        done, end = done + between + flags[name] + given, match.end()
+    return done + said[end:]
 
 
 def describe_usage(error: Any) -> str:
-    """A call that cannot be parsed: what is wrong, the nearest name, and where the right ones are listed.
+    """Return, of a call that cannot be parsed, what is wrong, the nearest name, and where the right ones are listed.
 
-    Of a group of verbs that was called without one, its help.
+    Of a group of verbs that was called without one, return its help.
 
     Args:
         error: typer's (click's) UsageError.
@@ -45,7 +75,7 @@ def describe_usage(error: Any) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """What was probably meant, as the end of a sentence; empty if nothing is near."""
+    """Return what was probably meant, as the end of a sentence; nothing if no name is near."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return f"; did you mean {near[0]}?" if near else ""
 
@@ -79,7 +109,7 @@ def _described(error: BaseException) -> str:
 
 
 def _is_runtime(error: BaseException, said: str, words: Sequence[str]) -> bool:
-    """Whether torch says so: it has no class of its own for most of its failures."""
+    """Say whether torch means one of these failures: for most of them it has no class of its own."""
     return isinstance(error, (RuntimeError, AssertionError)) and any(word in said for word in words)
 
 
@@ -92,15 +122,15 @@ def _of_the_system(error: OSError) -> str:
 
 
 def is_raised_here(error: BaseException) -> bool:
-    """Whether the innermost frame is in this package, whose messages are written for its users."""
+    """Say whether the innermost frame is in this package, whose messages are written for its users."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_HERE)
+    return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
 
 
 def _first_line(error: BaseException) -> str:
-    """The first line of a message that says something."""
+    """Return the first line of a message that says something."""
     lines = (" ".join(line.split()) for line in str(error).splitlines())
     return next((line for line in lines if any(map(str.isalnum, line))), type(error).__name__)
 

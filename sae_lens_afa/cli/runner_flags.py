@@ -1,14 +1,12 @@
-"""`sae-lens-afa train`: every flag of SAELens' runner, with no abbreviations, and a few of its own."""
+"""The flags of `sae-lens-afa train`: those of SAELens' runner, without abbreviations, and `--overwrite`."""
 
 from __future__ import annotations
 
-import difflib
-import sys
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, make_dataclass
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 from sae_lens.config import LanguageModelSAERunnerConfig
@@ -16,26 +14,27 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 from simple_parsing import ArgumentParser, subgroups
 
+from sae_lens_afa.cli.errors import nearest
 from sae_lens_afa.loading.names import near
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 _RESUME = "--resume_from_checkpoint"
 _OVERWRITE = "--overwrite"
-# What may be given beside a checkpoint whose run goes on with its own settings: another machine has other devices.
+# Flags that may stand beside a checkpoint whose run goes on with its own settings: another machine has other devices.
 _WITH_RESUME = ("--device", "--output_path")
 # SAELens' own sizes, by which its flags get their defaults.
 _D_IN, _D_SAE = 512, 1024
 
 
-def train_command(args: Sequence[str]) -> str:
-    """Train an SAE as the flags say.
+def train_with_flags(args: Sequence[str]) -> str:
+    """Train an SAE as these flags say.
 
     Args:
         args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--resume-from-checkpoint
             FOLDER` beside no others than `--device` and `--output-path` continues a run with its own settings.
 
     Returns:
-        What came out, for the terminal.
+        Text for the terminal: where the SAE is and how good it is.
 
     Raises:
         ValueError, OSError: one line that names the flag or field and says what to do.
@@ -44,8 +43,8 @@ def train_command(args: Sequence[str]) -> str:
     args = [_with_underscores(arg) for arg in args]
     overwrite = _OVERWRITE in args
     args = [arg for arg in args if arg != _OVERWRITE]
-    given = [part for arg in args for part in arg.split("=", 1)]
-    flags = dict(zip(given[::2], given[1::2], strict=False))
+    parts = _parts(args)
+    flags = dict(zip_longest(parts[::2], parts[1::2]))
     if _RESUME in flags and flags.keys() <= {_RESUME, *_WITH_RESUME}:
         cfg = config_from_checkpoint(flags.pop(_RESUME), device=flags.get("--device"))
         cfg.output_path = flags.get("--output_path", cfg.output_path)
@@ -60,7 +59,7 @@ def train_command(args: Sequence[str]) -> str:
 
 
 def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens' configuration of its flags.
+    """Return the configuration of SAELens' runner that these flags give.
 
     Raises:
         ValueError: an unknown flag (the message names the nearest, or the architectures that have it), or a value that
@@ -110,13 +109,12 @@ def _flags(parser: ArgumentParser) -> list[str]:
 
 
 def _architecture(args: Sequence[str]) -> str:
-    """The architecture that the flags name.
+    """Return the architecture that the flags name.
 
     Raises:
         ValueError: SAELens does not know it.
     """
-    given = [part for arg in args for part in arg.split("=", 1)]
-    name = next((value for flag, value in pairwise(given) if flag == "--architecture"), "standard")
+    name = next((value for flag, value in pairwise(_parts(args)) if flag == "--architecture"), "standard")
     if name not in SAE_TRAINING_CLASS_REGISTRY:
         known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
         raise ValueError(
@@ -137,20 +135,17 @@ def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) ->
     ]
     if having:
         return f"{architecture} has no {flag}; it is an option of {', '.join(having)}."
-    matches = difflib.get_close_matches(flag, known, n=1)
-    hint = f"did you mean {matches[0]}?" if matches else "see sae-lens-afa train --help."
-    return f"unknown flag {flag}; {hint}"
+    return f"unknown flag {flag}{nearest(flag, known) or '; see sae-lens-afa train --help.'}"
+
+
+def _parts(args: Sequence[str]) -> list[str]:
+    """Return flags and values one by one."""
+    return [part for arg in args for part in arg.split("=", 1)]
 
 
 def _with_underscores(arg: str) -> str:
-    """A flag in SAELens' spelling, which has underscores."""
+    """Return a flag in SAELens' spelling, which has underscores."""
     if not arg.startswith("--"):
         return arg
     flag, equals, value = arg.partition("=")
     return "--" + flag[2:].replace("-", "_") + equals + value
-
-
-def show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print a warning as a line of the command, without the place in the code."""
-    if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 
-from sae_lens_afa._cli_errors import describe
+from sae_lens_afa.cli.errors import describe, in_flags
 from sae_lens_afa.hub import HubError
 
 
@@ -81,7 +81,7 @@ def device_error() -> Exception:
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )  # fmt: skip
 def test_the_line_of_an_error(error, line):
-    said = describe(error)
+    said = describe(error, {})
     assert said.startswith(line or "unknown model; known: gpt2, gpt2,")
     assert len(said) <= 400
     assert "\n" not in said
@@ -92,4 +92,40 @@ def test_a_type_error_that_this_package_raises_is_written_for_its_user():
 
     with pytest.raises(TypeError) as raised:
         push_to_hub([], "me/saes")  # pyright: ignore[reportArgumentType]
-    assert describe(raised.value) == "saes must map ids to SAEs or folders, got a list."
+    assert describe(raised.value, {}) == "saes must map ids to SAEs or folders, got a list."
+
+
+FLAGS = {
+    name: "--" + name.replace("_", "-")
+    for name in ("sae", "sae_id", "model", "dataset", "tokens", "context_size", "overwrite", "device", "release")
+} | {"positions": "--position"}
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("tokens must be at least 1, got 0.", "--tokens must be at least 1, got 0."),
+        ("it holds 3 tokens of the model.", "it holds 3 tokens of the model."),
+        ("context_size is 4, but the model reads 2: give 2.", "--context-size is 4, but the model reads 2: give 2."),
+        ("out exists; pass overwrite=True to replace it.", "out exists; pass --overwrite to replace it."),
+        ("Try device='cpu'.", "Try --device cpu."),
+        ("release x needs sae_id, one of 2.", "--release x needs --sae-id, one of 2."),
+        ("a does not say its dataset_path: give dataset.", "a does not say its dataset_path: give --dataset."),
+        ("give model and dataset, not tokens.", "give --model and --dataset, not tokens."),
+        ("leave out dataset, context_size.", "leave out --dataset, --context-size."),
+        ("positions must be below 2.", "--position must be below 2."),
+        ("give model (on the command line --demo).", "give --demo (or --model)."),
+        ("--model is missing, runs/context_size is not.", "--model is missing, runs/context_size is not."),
+        ("'sae_id' is a word.", "'sae_id' is a word."),
+        ("saes must map ids to SAEs.", "saes must map ids to SAEs."),
+    ],
+)
+def test_parameters_become_the_flags_of_the_verb(said, line):
+    assert in_flags(said, FLAGS) == line
+    assert in_flags(line, FLAGS) == line
+    assert describe(ValueError(said), FLAGS) == line
+
+
+def test_a_verb_without_the_parameter_leaves_the_message_as_it_is():
+    said = "context_size must be at least 1, got 0."
+    assert in_flags(said, {"tokens": "--tokens"}) == in_flags(said, {}) == said

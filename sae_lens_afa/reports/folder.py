@@ -1,22 +1,25 @@
-"""The files of an evaluation: metrics.json, plot_data.parquet, tokens.parquet, plots."""
+"""Files of an evaluation: metrics.json, plot_data.parquet, tokens.parquet, plots."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.evals.result import FORMAT_VERSION, AFAResult, check_version
+from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.table import results_table
+from sae_lens_afa.files import write_into
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS, TOKENS, PLOT_DATA = "metrics.json", "tokens.parquet", "plot_data.parquet"
+# Of metrics.json: raised when a key or its meaning changes. Version 1 called the metrics "figures".
+_VERSION = 2
+_KEY_OF_METRICS = {1: "figures", _VERSION: "metrics"}
+METRICS_JSON, TOKENS, PLOT_DATA = "metrics.json", "tokens.parquet", "plot_data.parquet"
 PLOTS = ("zf", "eps_lbo", "l0")
 FORMATS = ("png", "svg", "pdf", "html")
 # Tokens of each SAE that are kept for plots: enough for a density, a megabyte or so for twelve layers.
@@ -25,14 +28,23 @@ _PLOT_TOKENS = 3000
 
 @dataclass(frozen=True)
 class EvalReport:
-    """An evaluation on disk.
+    """An evaluation on disk; `str()` is a table for the terminal.
 
     Attributes:
-        folder: Where it is.
-        results: By SAE.
+        folder: Its place.
+        results: Results by SAE.
         described: Architecture, sizes and hook by SAE.
         settings: Model, dataset, tokens.
-        files: What was written.
+        files: Files that were written.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> result = afa.AFAResult(n_tokens=128, d_sae=64, l0_mean=20.0)
+        >>> print(afa.reports.EvalReport("runs/eval", {"a": result}, {}, {}))
+                                                    a
+        tokens                                    128
+        features (d_sae)                           64
+        active features per token (L0), mean     20.0
     """
 
     folder: Path
@@ -58,7 +70,15 @@ def write_report(
     *,
     per_token: bool,
 ) -> EvalReport:
-    """Write the figures, the plots and what they are drawn from: all files or none."""
+    """Write the metrics, the plots and what they are drawn from: all files or none.
+
+    Args:
+        folder: Where to write; files of an evaluation that is there are replaced.
+        results: Results by SAE, with their tokens.
+        described: As in `EvalReport`.
+        settings: As in `EvalReport`.
+        per_token: Write tokens.parquet with every token that is kept.
+    """
     import pandas as pd
 
     tables = {name: result.tokens.assign(sae=name) for name, result in results.items() if result.tokens is not None}
@@ -66,48 +86,57 @@ def write_report(
         table if len(table) <= _PLOT_TOKENS else table.sample(_PLOT_TOKENS, random_state=0) for table in tables.values()
     ]
     metrics = {
-        "version": FORMAT_VERSION,
+        "version": _VERSION,
         "settings": dict(settings),
-        "saes": {name: {**described[name], "figures": result.to_dict()} for name, result in results.items()},
+        "saes": {name: {**described[name], "metrics": result.to_dict()} for name, result in results.items()},
     }
-    # Beside its place, so that neither a failure nor a reader in between meets half an evaluation.
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+
+    def write(partial: Path) -> None:
         pd.concat(plotted, ignore_index=True).to_parquet(partial / PLOT_DATA)
         if per_token:
             pd.concat(tables.values(), ignore_index=True).to_parquet(partial / TOKENS)
-        write_plots(EvalReport(partial, results, described, settings), partial, ("png", "html"))
-        (partial / METRICS).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
-        folder.mkdir(exist_ok=True)
-        # What an evaluation that is replaced had beyond this one is not of this one.
-        for name in (METRICS, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS)):
-            (folder / name).unlink(missing_ok=True)
-        files = [path.rename(folder / path.name) for path in sorted(partial.iterdir())]
-    finally:
-        shutil.rmtree(partial)
+        draw_plots(EvalReport(partial, results, described, settings), partial)
+        (partial / METRICS_JSON).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
+
+    # What an evaluation that is replaced had beyond this one is not of this one.
+    names = (METRICS_JSON, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS))
+    files = write_into(folder, write, remove=names)
     return EvalReport(folder, results, described, settings, files)
 
 
-def read_report(folder: Path) -> EvalReport:
-    """The evaluation in a folder, read as `AFAResult.from_dict` does; its results have no tokens.
+def read_report(folder: str | Path) -> EvalReport:
+    """Read the evaluation in a folder, as `AFAResult.from_dict` does; its results have no tokens.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: metrics.json is damaged or of another version of the format.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import sae_lens_afa as afa
+        >>> saes = '{"a": {"architecture": "top_afa", "metrics": {"n_tokens": 128, "d_sae": 64, "l0_mean": 20.0}}}'
+        >>> _ = Path("metrics.json").write_text('{"version": 2, "settings": {}, "saes": ' + saes + "}")
+        >>> afa.reports.read_report(".").results["a"].l0_mean
+        20.0
     """
-    path = folder / METRICS
+    folder = Path(folder)
+    path = folder / METRICS_JSON
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {METRICS}; give the --output folder of an evaluation.")
+        raise FileNotFoundError(f"{folder} has no {METRICS_JSON}; give the output folder of an evaluation.")
     try:
         data = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}); run the evaluation again.") from error
-    check_version(data, str(path))
+    version = data.get("version") if isinstance(data, dict) else None
+    if version not in _KEY_OF_METRICS:
+        known = " and ".join(map(str, _KEY_OF_METRICS))
+        raise ValueError(
+            f"{path} is of version {version!r}, this sae-lens-afa reads versions {known}:"
+            " run the evaluation again, or use the sae-lens-afa that wrote it."
+        )
     try:
         saes: dict[str, dict[str, Any]] = {name: dict(sae) for name, sae in data["saes"].items()}
-        results = {name: AFAResult.from_dict(sae.pop("figures")) for name, sae in saes.items()}
+        results = {name: AFAResult.from_dict(sae.pop(_KEY_OF_METRICS[version])) for name, sae in saes.items()}
         return EvalReport(folder, results, saes, data["settings"])
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; run the evaluation again.") from error
@@ -116,7 +145,7 @@ def read_report(folder: Path) -> EvalReport:
 
 
 def read_tokens(folder: Path) -> pd.DataFrame:
-    """Per-token norms of all SAEs: every token if they were asked for, else those kept for plots.
+    """Read per-token norms of all SAEs: every token if they were asked for, else those kept for plots.
 
     Raises:
         FileNotFoundError: the folder has neither.
@@ -129,14 +158,29 @@ def read_tokens(folder: Path) -> pd.DataFrame:
     raise FileNotFoundError(f"{folder} has neither {TOKENS} nor {PLOT_DATA}; run the evaluation again.")
 
 
-def write_plots(report: EvalReport, output: Path, formats: Sequence[str]) -> list[Path]:
+def draw_plots(report: EvalReport, output: str | Path, formats: Sequence[str] = ("png", "html")) -> list[Path]:
     """Draw the ZF plot and the half-violins in each format, and where a hook has several SAEs loss against L0.
 
+    Args:
+        report: As `read_report` or `evaluate_saes` gives it; the tokens are read from its folder.
+        output: Folder for the plots.
+        formats: Some of png, svg, pdf and html.
+
+    Returns:
+        The files written.
+
     Raises:
+        FileNotFoundError: the report's folder has no tokens.
         ValueError: an unknown format, or nothing to draw.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> report = afa.reports.read_report("runs/eval")  # doctest: +SKIP
+        >>> afa.reports.draw_plots(report, "figures", ["pdf"])  # doctest: +SKIP
     """
     from sae_lens_afa import plots
 
+    output = Path(output)
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}.")
     tokens = read_tokens(report.folder)
@@ -162,7 +206,7 @@ def _by_sae(tokens: pd.DataFrame) -> Iterable[tuple[Any, pd.DataFrame]]:
 
 
 def _frontier(report: EvalReport) -> pd.DataFrame:
-    """L0 and loss of the SAEs at hooks that have several: those of different hooks do not compare."""
+    """Return L0 and loss of the SAEs at hooks that have several: those of different hooks do not compare."""
     import pandas as pd
 
     hooks = Counter(about["hook_name"] for about in report.described.values())

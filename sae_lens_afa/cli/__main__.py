@@ -1,0 +1,5 @@
+"""The command, as `python -m sae_lens_afa.cli`."""
+
+from sae_lens_afa.cli import main
+
+main()

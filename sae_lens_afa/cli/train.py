@@ -1,0 +1,29 @@
+"""`sae-lens-afa train`: SAELens' runner, made safe to interrupt, from the command line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from typing import Any
+
+import typer
+
+# The flags that messages of the runner name by parameter; its other fields are named as they are spelt here.
+FLAGS = {"overwrite": "--overwrite", "device": "--device"}
+
+
+def train(ctx: typer.Context) -> None:
+    """Train an SAE of any architecture (--architecture afa_threshold ...): every flag of SAELens' runner, see --help.
+
+    --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
+    """
+    from sae_lens_afa.cli.runner_flags import train_with_flags
+
+    warnings.showwarning = _show_warning
+    print(train_with_flags(ctx.args))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning as a line of the command, without the place in the code."""
+    if issubclass(category, UserWarning):
+        print(f"warning: {message}", file=sys.stderr)

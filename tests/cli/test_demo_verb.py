@@ -1,0 +1,87 @@
+"""`sae-lens-afa demo`: what it trains, judges, writes and says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cli_helpers import interrupt_when_training
+from sae_lens import SAE
+
+SIZES = ("--tokens", "2048", "--eval-tokens", "256")
+
+
+def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
+    done = run("demo", "--tokens", "20480", "--eval-tokens", "512")
+    assert done.code == 0, done.stderr
+    stages = re.findall(r"^\[(\d)/4\] (\w+)(?: SAE (\d of \d), (\w+))?", done.stderr, re.MULTILINE)
+    assert stages == [
+        ("1", "load", "", ""), ("2", "train", "1 of 2", "top_afa"), ("3", "train", "2 of 2", "afa_threshold"),
+        ("4", "evaluate", "", ""),
+    ]  # fmt: skip
+    assert re.search(r"512/512 \[", done.stderr), "the evaluation has a bar"
+    assert re.search(r"top_afa +afa_threshold", done.stdout), "side by side"
+    for row in ("L0", "explained variance", "with the SAE in place", "||f|| / ||z||"):
+        assert row in done.stdout
+    judged = json.loads((tmp_path / "runs/demo-eval/metrics.json").read_text())
+    assert judged["settings"]["model"] == "kjv_gpt2"
+    assert judged["settings"]["dataset"] == "King James Bible, held-out chapters"
+    results = {name: sae["metrics"] for name, sae in judged["saes"].items()}
+    assert list(results) == ["top_afa", "afa_threshold"]
+    for name, result in results.items():
+        assert result["n_tokens"] == 512
+        assert result["explained_variance"] < 1
+        assert result["ce_loss_without_sae"] < result["ce_loss_with_sae"]
+        assert judged["saes"][name]["architecture"] == name
+        assert (f"{name}'s L0 is above d_in = 192" in done.stdout) == (result["l0_mean"] > 192)
+    # Ten steps are enough for the dense code only.
+    assert results["top_afa"]["explained_variance"] > 0
+    assert results["top_afa"]["ce_loss_with_sae"] < results["top_afa"]["ce_loss_with_ablation"]
+    snippet = next(line.strip() for line in done.stdout.splitlines() if "load_from_disk" in line)
+    names: dict[str, Any] = {}
+    exec(snippet, names)
+    assert names["sae"].cfg.d_sae == 3072
+    assert SAE.load_from_disk(tmp_path / "runs/demo-afa_threshold").cfg.architecture() == "afa_threshold"
+
+    assert "pass --overwrite" in run("demo", *SIZES).error
+    assert run("demo", *SIZES, "--overwrite").code == 0
+    assert json.loads((tmp_path / "runs/demo-eval/metrics.json").read_text()) != judged
+    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold", "demo-eval"]
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_continues(tmp_path, run):
+    code, stderr = interrupt_when_training(["demo", "--output", "sae"], tmp_path)
+    assert code == 130
+    assert not (tmp_path / "sae").exists()
+    checkpoint = re.search(r"sae-lens-afa demo --resume-from-checkpoint (\S+)", stderr).group(1)
+    tokens = int(Path(checkpoint).name) + 4 * 2048
+    sizes = ["--tokens", str(tokens), "--eval-tokens", "256"]
+    done = run("demo", "--output", "sae", *sizes, "--resume-from-checkpoint", checkpoint)
+    assert done.code == 0, done.stderr
+    assert SAE.load_from_disk(tmp_path / "sae").W_dec.shape == torch.Size([3072, 192])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--tokens", "5"], "tokens must be at least 2048"),
+        (["--eval-tokens", "0"], "--eval-tokens must be at least 1, got 0"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--output", "taken"], "output folder taken exists; pass --overwrite"),
+        (["--output", "judged"], "output folder judged-eval exists; pass --overwrite"),
+        (["--resume-from-checkpoint", "nowhere"], "--resume-from-checkpoint: nowhere is not a folder"),
+    ],
+)
+def test_a_wrong_demo_is_one_line_and_leaves_nothing_behind(tmp_path, args, message, run):
+    for name in ("taken", "judged-eval"):
+        (tmp_path / name).mkdir()
+    done = run("demo", *args)
+    assert done.code == 1
+    assert message in done.error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["judged-eval", "taken"]
