@@ -16,7 +16,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
-from sae_lens_afa.evals.language_model import next_prompts
+from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.agreement import JumpReLUReport, jumprelu_report
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
