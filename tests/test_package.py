@@ -200,3 +200,14 @@ def test_the_package_declares_its_command_and_its_plugin():
 
 def test_the_changelog_has_an_entry_for_this_version():
     assert f"## [{PROJECT['version']}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_page_on_the_house_names_every_room_and_files_that_exist():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    package = ROOT / "sae_lens_afa"
+    rooms = {
+        path.name + "/" if path.is_dir() else path.name for path in package.glob("[!_]*") if path.name != "py.typed"
+    }
+    assert not [room for room in rooms if room not in page]
+    named = set(re.findall(r"\b[a-z]\w*/\w+\.py", page)) - {"tests/test_house.py"}
+    assert not [path for path in named if not (package / path).is_file()]
