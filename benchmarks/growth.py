@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import cases
 from benchmarks.measuring import peak_extra_bytes, spread, time_rounds
-from sae_lens_afa._plot_styles import styles_of
+from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.files import write_whole
 
 D_SAE, BATCH = (12288, 24576, 65536), (512, 1024, 2048, 4096, 8192)

@@ -22,7 +22,7 @@ from matplotlib.lines import Line2D
 from typing_extensions import override
 
 from benchmarks.variants import register
-from sae_lens_afa._plot_styles import styles_of
+from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.experiments import Arm, ground_truth_sweep
 from sae_lens_afa.experiments.command import run_command
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole: written aside and moved, checked before the work, told apart by digests.
+"""Files and folders that appear whole: written aside and moved, checked before the work, compared by digests.
 
 Imports neither torch nor SAELens: commands that only read files start fast.
 """
@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,25 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+@contextmanager
+def _folder_beside(folder: Path) -> Generator[Path]:
+    """Make an empty folder in which the content of `folder` is prepared; nothing of it is left behind."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_folder(output: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a folder beside `output` and move it into place; what was there is replaced as a whole."""
     # Not through a link: its target is replaced, not the link.
     output = output.resolve()
-    partial, old = (output.with_name(f".{output.name}.{suffix}") for suffix in ("partial", "old"))
-    for leftover in (partial, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    old = output.with_name(f".{output.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    with _folder_beside(output) as partial:
         write(partial)
         if output.exists():
             output.rename(old)
@@ -52,27 +63,36 @@ def write_folder(output: Path, write: Callable[[Path], Any]) -> None:
             if old.exists():
                 old.rename(output)
             raise
-    finally:
-        for leftover in (partial, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
 
 
-def write_into(folder: Path, write: Callable[[Path], Any]) -> list[Path]:
-    """Let `write` fill a folder beside `folder` and move its files into it, each whole; return them."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
+def write_into(folder: Path, write: Callable[[Path], Any], *, remove: Iterable[str] = ()) -> list[Path]:
+    """Let `write` fill a folder beside `folder` and move each of its files into `folder`, whose other files stay.
+
+    Nothing is moved before `write` is done; a `folder` that is not there appears as a whole.
+
+    Args:
+        folder: Where the files are to be.
+        write: Writes files, no folders, into the folder that it is given.
+        remove: Names of older files that go when the new ones come.
+
+    Returns:
+        The files, in their place, by name.
+    """
+    with _folder_beside(folder.resolve()) as partial:
         write(partial)
-        folder.mkdir(exist_ok=True)
-        return [path.replace(folder / path.name) for path in sorted(partial.iterdir())]
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not folder.exists():
+            partial.rename(folder)
+            return sorted(folder.iterdir())
+        files = sorted(partial.iterdir())
+        for name in set(remove) - {path.name for path in files}:
+            (folder / name).unlink(missing_ok=True)
+        return [path.replace(folder / path.name) for path in files]
 
 
 def read_object(path: Path, where: str) -> dict[str, Any]:
-    """The object in a JSON file.
+    """Return the object in a JSON file.
 
     Raises:
         ValueError: it is not JSON, or holds something else; `where` says whose file it is.
@@ -87,18 +107,28 @@ def read_object(path: Path, where: str) -> dict[str, Any]:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
+    """Return the SHA-256 of a file's content, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def holds_something(folder: Path) -> bool:
+    """Return whether a folder is there and not empty."""
+    return folder.is_dir() and any(folder.iterdir())
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return the path itself if it exists, else the nearest of its parents that does."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
 
 
 def check_output_folder(folder: Path, *, overwrite: bool, what: str = "output folder") -> None:
     """Refuse, before the work, an output folder that exists or cannot be written.
 
     Args:
-        folder: What is to be written.
+        folder: Where output is to be.
         overwrite: Whether its content may be replaced.
-        what: What it is called in messages.
+        what: Name of the folder in messages.
 
     Raises:
         FileExistsError: it exists and `overwrite` is False, or it is not a folder.
@@ -106,16 +136,14 @@ def check_output_folder(folder: Path, *, overwrite: bool, what: str = "output fo
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{what} {folder} exists and is not a folder; give another one.")
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    existing = nearest_folder(folder)
     try:  # permissions alone say too little: of the superuser, of file systems that are read-only
         os.rmdir(tempfile.mkdtemp(prefix=".", dir=existing))
     except OSError as error:
         message = f"{what} {folder} cannot be written: {existing} is not a writable folder."
         raise NotADirectoryError(message) from error
     if folder.exists() and not overwrite:
-        raise FileExistsError(
-            f"{what} {folder} exists; pass --overwrite (overwrite=True) to replace it, or give another one."
-        )
+        raise FileExistsError(f"{what} {folder} exists; pass overwrite=True to replace it, or give another one.")
 
 
 def check_replaceable(folder: Path, *, overwrite: bool) -> None:
@@ -126,7 +154,7 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         NotADirectoryError: it cannot be created or written to.
     """
     check_output_folder(folder, overwrite=overwrite)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / SAE_CFG_FILENAME).is_file():
+    if holds_something(folder) and not (folder / SAE_CFG_FILENAME).is_file():
         raise FileExistsError(
             f"output folder {folder} is not the folder of an SAE (no {SAE_CFG_FILENAME}), so it is not replaced; give"
             " another one."

@@ -30,9 +30,9 @@ def saes_detached(model: HookedRootModule) -> Generator[None]:
             wrapper._captured_input = None  # a transcoder's own hook has gone on reading
 
 
-# Any: the two classes of SAELens that SAEs attach to say only in private where they are.
+# Any: SAELens' two classes of models keep the SAEs that are attached to them in private attributes.
 def _wrappers(model: Any) -> dict[str, Any]:
-    """What is attached, by the hook point in whose place it is."""
+    """Return what is attached, by the hook point in whose place it is."""
     attached: dict[str, Any] = getattr(model, "_acts_to_saes", {})
     if not attached:
         return {}

@@ -1,4 +1,4 @@
-"""What an SAE costs the language model: its cross-entropy with the reconstruction in place of the activations."""
+"""The language model's cross-entropy with an SAE's reconstruction in place of the activations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class CrossEntropy:
     Args:
         sae: The SAE.
         model: The model whose activations it codes.
-        hook_name: Where they are.
+        hook_name: Hook point of these activations.
         activation_scaler: The trainer's scaling, where it is not folded into the SAE.
-        model_kwargs: Of each forward pass.
-        excluded_ids: Tokens whose activations the SAE leaves as they are, in the pass with it.
+        model_kwargs: Arguments of each forward pass.
+        excluded_ids: Ids of tokens whose activations the SAE leaves as they are.
 
     Attributes:
         n_tokens: Tokens predicted so far.
@@ -58,8 +58,8 @@ class CrossEntropy:
         for name in _NAMES:
             self._sums[name] += float(losses[name].double().sum())
 
-    def figures(self) -> dict[str, float | None]:
-        """The three means, and `ce_loss_score`: the part of the loss of ablation that the SAE recovers (1 is all)."""
+    def metrics(self) -> dict[str, float | None]:
+        """Return the three means, and `ce_loss_score`: the part of ablation's loss that the SAE recovers (1 is all)."""
         if self.n_tokens == 0:
             return {}
         means = {name: value / self.n_tokens for name, value in self._sums.items()}
@@ -69,7 +69,7 @@ class CrossEntropy:
 
 @contextmanager
 def _heads_joined_outside(sae: SAE[Any]) -> Generator[None]:
-    """SAELens joins the heads of hook_z itself before it asks the SAE, which must not do so again."""
+    """Keep the SAE from joining the heads of hook_z: SAELens does so itself before it asks the SAE."""
     if not sae.hook_z_reshaping_mode:
         yield
         return

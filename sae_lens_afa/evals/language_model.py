@@ -1,37 +1,31 @@
-"""AFA metrics of SAEs over a language model and text."""
+"""SAEs judged by AFA on a language model and text."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, Unpack, overload
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int
-from numpy.typing import NDArray
+from jaxtyping import Int
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name, get_special_token_ids
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.defaults import EVAL_TOKENS
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
+from sae_lens_afa.evals.judge import SAEJudge
+from sae_lens_afa.evals.judged_tokens import JudgedTokens
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
+from sae_lens_afa.evals.prompts import PromptReader
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.evals.run import SAEJudge
 from sae_lens_afa.loading.models import check_context, check_hook
 
 if TYPE_CHECKING:
-    import pandas as pd
     from transformer_lens.HookedRootModule import HookedRootModule
-
-DEFAULT_TOKENS = 65_536
-# Tokens before the judged one that its context shows.
-_CONTEXT = 12
 
 
 class LanguageModelOptions(TypedDict, total=False):
@@ -68,13 +62,12 @@ def run_afa_evals(
 ) -> dict[str, AFAResult]: ...
 
 
-@torch.no_grad()
 def run_afa_evals(
     sae: SAE[Any] | Mapping[str, SAE[Any]],
     activation_store: ActivationsStore,
     model: HookedRootModule,
     *,
-    tokens: int = DEFAULT_TOKENS,
+    tokens: int = EVAL_TOKENS,
     batch_size_prompts: int | None = None,
     cross_entropy_tokens: int = 0,
     exclude_special_tokens: bool | Sequence[int] | None = None,
@@ -110,7 +103,7 @@ def run_afa_evals(
         outlier_norm_multiple: As for `evaluate_activations`.
         rescale_by_token_std: As for `evaluate_activations`.
         activation_scaler: As for `evaluate_activations`, for all SAEs.
-        max_exact_tokens: As for `evaluate_activations`. Contexts too are kept of so many tokens.
+        max_exact_tokens: As for `evaluate_activations`; contexts are kept of so many tokens, too.
         seed: As for `evaluate_activations`.
         progress: Show a progress bar.
 
@@ -124,53 +117,51 @@ def run_afa_evals(
             context, no tokens to judge.
 
     Example:
-        run_afa_evals({"a": sae_a, "b": sae_b}, ActivationsStore.from_sae(model, sae_a, dataset), model)
+        >>> import sae_lens_afa as afa
+        >>> from datasets import Dataset
+        >>> from sae_lens import ActivationsStore
+        >>> from sae_lens.saes.sae import SAEMetadata
+        >>> model, text = afa.demo.load_model(), Dataset.from_dict({"text": afa.demo.load_text().held_out[:2]})
+        >>> about = SAEMetadata(hook_name="blocks.2.hook_resid_pre", context_size=32, prepend_bos=True)
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=192, d_sae=256, metadata=about))
+        >>> store = ActivationsStore.from_sae(model, sae, text, streaming=False, store_batch_size_prompts=4)
+        >>> results = afa.run_afa_evals({"mine": sae}, store, model, tokens=128, progress=False)
+        >>> results["mine"].n_tokens
+        128
     """
     if tokens < 1:
         raise ValueError(f"tokens must be at least 1, got {tokens}.")
     saes: Mapping[str, SAE[Any]] = sae if isinstance(sae, Mapping) else {"sae": sae}
     if not saes:
         raise ValueError("no SAEs to judge: the mapping is empty.")
-    judges = {
-        name: SAEJudge(
-            each, activation_scaler=activation_scaler, outlier_norm_multiple=outlier_norm_multiple,
-            rescale_by_token_std=rescale_by_token_std, max_exact_tokens=max_exact_tokens, seed=seed,
+    candidates = {
+        name: _Candidate(
+            each,
+            SAEJudge(
+                each, activation_scaler=activation_scaler, outlier_norm_multiple=outlier_norm_multiple,
+                rescale_by_token_std=rescale_by_token_std, max_exact_tokens=max_exact_tokens, seed=seed,
+            ),
+            JudgedTokens(each, activation_store, model, tokens, positions, exclude_special_tokens),
+            activation_store, model, activation_scaler,
         )
         for name, each in saes.items()
     }  # fmt: skip
-    hooks = {name: _hook(each, activation_store) for name, each in saes.items()}
-    chosen = {
-        name: _Chosen(each, activation_store, model, tokens, positions, exclude_special_tokens)
-        for name, each in saes.items()
-    }
-    losses = {
-        name: CrossEntropy(
-            each, model, hooks[name].name, activation_scaler, activation_store.model_kwargs, chosen[name].excluded_ids
-        )
-        for name, each in saes.items()
-    }
-    text = _Text(activation_store, tokens, max_exact_tokens)
-    with saes_detached(model):
-        for name, hook in hooks.items():
-            check_hook(model, hook.name, saes[name].cfg.d_in, hook.head)
+    reader = PromptReader(activation_store, tokens, max_exact_tokens)
+    bar = tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress)
+    with torch.no_grad(), saes_detached(model), bar:
+        for candidate in candidates.values():
+            check_hook(model, candidate.hook_name, candidate.sae.cfg.d_in, candidate.head)
         check_context(model, activation_store.context_size)
-        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
-            for batch in text.batches(batch_size_prompts, list(chosen.values()), bar):
-                measured = text.n_seen - batch.numel()
-                for loss in losses.values() if measured < cross_entropy_tokens else ():
-                    loss.add(batch)
-                masks = {name: each.take(batch) for name, each in chosen.items()}
-                masks = {name: mask for name, mask in masks.items() if mask.any()}
-                cache = _activations(model, activation_store, batch, sorted({hooks[name].name for name in masks}))
-                for name, mask in masks.items():
-                    hook, index = hooks[name], mask.flatten().nonzero().flatten() + measured
-                    acts = cache[hook.name] if hook.head is None else cache[hook.name][:, :, hook.head]
-                    judges[name].add(acts.flatten(2)[mask.to(acts.device)], index)
+        judged = [candidate.tokens for candidate in candidates.values()]
+        for n_before, batch in reader.batches(batch_size_prompts, judged, bar):
+            if n_before < cross_entropy_tokens:
+                for candidate in candidates.values():
+                    candidate.loss.add(batch)
+            _judge(batch, n_before, list(candidates.values()), model, activation_store)
     results: dict[str, AFAResult] = {}
-    for name, judge in judges.items():
+    for name, candidate in candidates.items():
         try:
-            chosen[name].check_judged()
-            results[name] = replace(text.annotate(judge.result(), model), **losses[name].figures())
+            results[name] = reader.annotate(candidate.result(), model)
         except ValueError as error:
             if not isinstance(sae, Mapping):
                 raise
@@ -178,22 +169,53 @@ def run_afa_evals(
     return results if isinstance(sae, Mapping) else results["sae"]
 
 
-class _Hook(NamedTuple):
-    name: str
-    head: int | None
+class _Candidate:
+    """One of the SAEs that share an evaluation: its hook, the tokens it is judged on, and its metrics so far."""
+
+    def __init__(
+        self,
+        sae: SAE[Any],
+        judge: SAEJudge,
+        tokens: JudgedTokens,
+        store: ActivationsStore,
+        model: HookedRootModule,
+        activation_scaler: ActivationScaler | None,
+    ) -> None:
+        self.sae, self.judge, self.tokens = sae, judge, tokens
+        # An SAE that names no hook is fed from the store's.
+        named = store if sae.cfg.metadata.hook_name is None else sae.cfg.metadata
+        self.hook_name: str = named.hook_name
+        self.head: int | None = named.hook_head_index
+        self.loss = CrossEntropy(sae, model, self.hook_name, activation_scaler, store.model_kwargs, tokens.excluded_ids)
+
+    def result(self) -> AFAResult:
+        self.tokens.check_judged()
+        return self.judge.result().with_values(self.loss.metrics())
 
 
-def _hook(sae: SAE[Any], store: ActivationsStore) -> _Hook:
-    metadata = sae.cfg.metadata
-    if metadata.hook_name is None:
-        return _Hook(store.hook_name, store.hook_head_index)
-    return _Hook(metadata.hook_name, metadata.hook_head_index)
+def _judge(
+    batch: Int[Tensor, "prompts context"],
+    n_before: int,
+    candidates: Sequence[_Candidate],
+    model: HookedRootModule,
+    store: ActivationsStore,
+) -> None:
+    """Judge each SAE on its tokens of some prompts, all in one forward pass of the model."""
+    masks = [(candidate, candidate.tokens.take(batch)) for candidate in candidates]
+    masks = [(candidate, mask) for candidate, mask in masks if mask.any()]
+    cache = _activations(model, store, batch, sorted({candidate.hook_name for candidate, _ in masks}))
+    for candidate, mask in masks:
+        acts = cache[candidate.hook_name]
+        if candidate.head is not None:
+            acts = acts[:, :, candidate.head]
+        index = mask.flatten().nonzero().flatten() + n_before
+        candidate.judge.add(acts.flatten(2)[mask.to(acts.device)], index)
 
 
 def _activations(
     model: HookedRootModule, store: ActivationsStore, batch: Int[Tensor, "prompts context"], hook_names: list[str]
 ) -> Mapping[str, Tensor]:
-    """The hooks' activations in one forward pass that stops after the last of them; none needs none."""
+    """Return the hooks' activations, of one forward pass that stops after the last of them; no hook needs no pass."""
     if not hook_names:
         return {}
     stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
@@ -202,165 +224,3 @@ def _activations(
         return model.run_with_cache(
             batch, names_filter=hook_names, stop_at_layer=last, prepend_bos=False, **store.model_kwargs
         )[1]
-
-
-def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts context"] | None:
-    """The next `size` prompts of the store's text, fewer at its end; None beyond it."""
-    prompts: list[Tensor] = []
-    for _ in range(size):
-        try:
-            # One at a time: at the end of the text the store drops a batch that it has begun.
-            prompts.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
-        except StopIteration:
-            break
-    return torch.cat(prompts) if prompts else None
-
-
-class _Chosen:
-    """The tokens of a text that one SAE is judged on.
-
-    Attributes:
-        excluded_ids: Token ids that are left out.
-    """
-
-    def __init__(
-        self,
-        sae: SAE[Any],
-        store: ActivationsStore,
-        model: HookedRootModule,
-        tokens: int,
-        positions: Sequence[int] | None,
-        exclude_special_tokens: bool | Sequence[int] | None,
-    ) -> None:
-        metadata: Any = sae.cfg.metadata
-        trained_without = metadata.exclude_special_tokens or False
-        self.excluded_ids = excluded_ids(
-            model, trained_without if exclude_special_tokens is None else exclude_special_tokens
-        )
-        self._excluded = torch.tensor(self.excluded_ids, dtype=torch.long)
-        self._at_positions = _position_mask(store, metadata.seqpos_slice or store.seqpos_slice, positions)
-        self._tokens = tokens
-        self.n_read = self.n_judged = 0
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether as many tokens were read as were asked for."""
-        return self.n_read >= self._tokens
-
-    def take(self, batch: Int[Tensor, "prompts context"]) -> Bool[Tensor, "prompts context"]:
-        """The mask of the tokens to judge, on the CPU."""
-        mask = self._at_positions.repeat(len(batch), 1)
-        mask &= mask.flatten().cumsum(0).view_as(mask) <= self._tokens - self.n_read
-        self.n_read += int(mask.sum())
-        mask &= ~torch.isin(batch.cpu(), self._excluded)
-        self.n_judged += int(mask.sum())
-        return mask
-
-    def check_judged(self) -> None:
-        """Refuse to go on without any token.
-
-        Raises:
-            ValueError: saying why there is none.
-        """
-        if self.n_read == 0:
-            raise ValueError(
-                f"no tokens to judge: the text has not one prompt of {len(self._at_positions)} tokens"
-                " (context_size): give a longer text, or a smaller context."
-            )
-        if self.n_judged == 0:
-            raise ValueError(f"no tokens to judge: {self.n_read} were read, and all are special tokens.")
-
-
-class _Text:
-    """Reads prompts once and remembers them for the contexts of their tokens."""
-
-    def __init__(self, store: ActivationsStore, tokens: int, max_remembered: int) -> None:
-        if store.dataset is None:
-            raise ValueError(
-                "activation_store reads cached activations and has no token ids: give the activations to"
-                " evaluate_activations instead."
-            )
-        self._store, self._tokens = store, tokens
-        self._width = store.context_size
-        self._prompts: list[NDArray[np.int32]] = []
-        self._max_prompts = -(-max_remembered // self._width)
-        self._n_prompts = 0
-
-    def batches(
-        self, batch_size: int | None, chosen: Sequence[_Chosen], bar: tqdm[Any]
-    ) -> Iterator[Int[Tensor, "prompts context"]]:
-        """Token ids, until all of `chosen` have taken as many as they are to."""
-        size = batch_size or self._store.store_batch_size_prompts
-        while not all(each.is_complete for each in chosen):
-            batch = next_prompts(self._store, size)
-            if batch is None:
-                read = min(each.n_read for each in chosen)
-                if read > 0:
-                    warnings.warn(f"the text ended after {read} of {self._tokens} tokens.", stacklevel=3)
-                return
-            self._remember(batch)
-            yield batch
-            bar.update(min(each.n_read for each in chosen) - bar.n)
-
-    @property
-    def n_seen(self) -> int:
-        """Tokens of the prompts so far, judged or not."""
-        return self._n_prompts * self._width
-
-    def _remember(self, batch: Tensor) -> None:
-        if self._n_prompts < self._max_prompts:
-            self._prompts.append(batch.cpu().numpy().astype(np.int32))
-        self._n_prompts += len(batch)
-
-    def annotate(self, result: AFAResult, model: HookedRootModule) -> AFAResult:
-        """The result with the position, the token and the context of each token that is kept."""
-        tokenizer: Any = getattr(model, "tokenizer", None)
-        prompts = np.concatenate(self._prompts)
-
-        def annotated(tokens: pd.DataFrame) -> pd.DataFrame:
-            place = tokens["token_index"].to_numpy()
-            prompt, position = np.divmod(place, self._width)
-            columns: dict[str, Any] = {"prompt": prompt, "position": position}
-            if tokenizer is not None:
-                known = [prompts[p] if p < len(prompts) else prompts[0][:0] for p in prompt]
-                pairs = list(zip(known, position, strict=True))
-                columns["token"] = tokenizer.batch_decode([ids[i : i + 1] for ids, i in pairs])
-                columns["context"] = tokenizer.batch_decode([ids[max(0, i - _CONTEXT) : i + 1] for ids, i in pairs])
-            return tokens.assign(**columns)
-
-        return result.map_tokens(annotated)
-
-
-def _position_mask(
-    store: ActivationsStore, seqpos_slice: Sequence[int | None], positions: Sequence[int] | None
-) -> Bool[Tensor, " context"]:
-    width = store.context_size
-    mask = torch.zeros(width, dtype=torch.bool)
-    if positions is None:
-        mask[slice(*seqpos_slice)] = True
-        if not mask.any():
-            raise ValueError(
-                f"no tokens to judge: seqpos_slice={tuple(seqpos_slice)}, on which the SAE was trained, has no position"
-                f" of a prompt of {width} tokens (context_size): give positions, or longer prompts."
-            )
-        return mask
-    if not positions or any(not -width <= position < width for position in positions):
-        raise ValueError(f"positions must be within -{width} to {width - 1} (context_size), got {list(positions)}.")
-    mask[torch.tensor(list(positions))] = True
-    return mask
-
-
-def excluded_ids(model: HookedRootModule, exclude: bool | Sequence[int]) -> list[int]:
-    """Token ids that are left out: given ones, those of the model's tokenizer that are special (True), or none.
-
-    Raises:
-        ValueError: the model has no tokenizer to say which are special.
-    """
-    if exclude is False:
-        return []
-    if exclude is True:
-        tokenizer: Any = getattr(model, "tokenizer", None)
-        if tokenizer is None:
-            raise ValueError("exclude_special_tokens=True needs a tokenizer, the model has none; give the token ids.")
-        exclude = get_special_token_ids(tokenizer)
-    return list(exclude)

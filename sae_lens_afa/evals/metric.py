@@ -7,9 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from sae_lens_afa.evals.moments import Array, quantile
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from sae_lens_afa.evals.sums import TokenSums
 
 # The paper's form: the bias as one more feature, against ||z||. The centred one: without it, against ||z - b_dec||.
 PAPER, CENTERED = "", "centered_"
@@ -42,38 +49,11 @@ class TokenColumns(NamedTuple):
     d_sae: int
 
 
-class Stream(Protocol):
-    """Sums over all tokens of a stream, and the values of those that were kept."""
+class Stream(NamedTuple):
+    """A stream of tokens: sums over all of them, and a table with the values of those that were kept."""
 
-    @property
-    def n_tokens(self) -> int: ...
-    @property
-    def n_nonfinite(self) -> int: ...
-    @property
-    def d_sae(self) -> int: ...
-    def mean(self, name: str) -> float | None:
-        """Return the mean of a metric's value per token."""
-        ...
-
-    def total(self, name: str) -> int | None:
-        """Return how many tokens a metric's flag is set for."""
-        ...
-
-    def column(self, name: str) -> Array:
-        """Return a column of the per-token table."""
-        ...
-
-    def explained_variance(self, *, raw: bool = False) -> float | None:
-        """Return 1 - sum ||z - z^||^2 / sum ||z - mean z||^2, where the SAE decodes or (raw) at the hook point."""
-        ...
-
-    def pearson(self, form: str) -> float | None:
-        """Return the correlation of dense and feature norm."""
-        ...
-
-    def spearman(self, form: str) -> float | None:
-        """Return the rank correlation of dense and feature norm."""
-        ...
+    sums: TokenSums
+    table: pd.DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +91,7 @@ class Metric:
 
     @property
     def is_summed(self) -> bool:
-        """Whether its values per token are added up over the whole stream."""
+        """True if its values per token are added up over the whole stream."""
         return self.per_token is not None and self.summary not in QUANTILES
 
     def value(self, stream: Stream) -> float | None:
@@ -121,8 +101,8 @@ class Metric:
         if self.per_token is None:
             return None
         if self.summary in QUANTILES:
-            return quantile(stream.column(self.column), QUANTILES[self.summary])
-        return stream.mean(self.name) if self.summary == MEAN else stream.total(self.name)
+            return quantile(stream.table[self.column].to_numpy(dtype=np.float64), QUANTILES[self.summary])
+        return stream.sums.mean(self.name) if self.summary == MEAN else stream.sums.total(self.name)
 
     def cell(self, value: float | None) -> str:
         """Return a value as tables show it, "-" where there is nothing to show."""

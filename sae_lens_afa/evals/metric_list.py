@@ -33,22 +33,10 @@ from sae_lens_afa.evals.metric import (
     SUM,
     SWEEPS,
     Metric,
+    Stream,
     TokenColumns,
 )
-from sae_lens_afa.evals.moments import Array
-
-__all__ = [
-    "CARD",
-    "CENTERED",
-    "FORMS",
-    "METRICS",
-    "PAPER",
-    "SWEEPS",
-    "Metric",
-    "in_reading_order",
-    "metric_named",
-    "metrics_shown_in",
-]
+from sae_lens_afa.evals.moments import Array, spearman
 
 
 def metric_named(name: str) -> Metric:
@@ -75,7 +63,7 @@ def in_reading_order(metrics: list[Metric]) -> list[Metric]:
     return sorted(metrics, key=lambda metric: order.index(metric.form))
 
 
-# ---- values per token (arXiv 2503.24277, section 4)
+# ---- values (arXiv 2503.24277, section 4)
 
 
 def _quotient(numerator: Array, denominator: Array) -> Array:
@@ -110,6 +98,13 @@ def _is_undefined(token: TokenColumns) -> Array:
     return _flag(token, np.isnan(_epsilon_lbo(token) + _norm_ratio(token)))
 
 
+def _spearman(stream: Stream, form: str) -> float | None:
+    if stream.sums.pearson(form) is None:
+        return None
+    dense, feature = (stream.table[f"{form}{part}_norm"].to_numpy(dtype=np.float64) for part in ("dense", "feature"))
+    return spearman(dense, feature)
+
+
 # ---- the list
 
 
@@ -136,12 +131,12 @@ def _centered(metric: Metric) -> Metric:
 
 
 _OF_BOTH_FORMS = [
-    Metric(name="n_tokens", title="tokens", style=",.0f", of_stream=lambda stream, _: stream.n_tokens),
+    Metric(name="n_tokens", title="tokens", style=",.0f", of_stream=lambda stream, _: stream.sums.n_tokens),
     Metric(
         name="n_nonfinite", title="  with NaN or infinity, left out", heading="tokens left out (NaN, infinity)",
-        style=",.0f", shown_in=(CARD, SWEEPS), only_if_any=True, of_stream=lambda stream, _: stream.n_nonfinite,
+        style=",.0f", shown_in=(CARD, SWEEPS), only_if_any=True, of_stream=lambda stream, _: stream.sums.n_nonfinite,
     ),
-    Metric(name="d_sae", title="features (d_sae)", style=",.0f", of_stream=lambda stream, _: stream.d_sae),
+    Metric(name="d_sae", title="features (d_sae)", style=",.0f", of_stream=lambda stream, _: stream.sums.d_sae),
     Metric(
         name="l0_mean", title="active features per token (L0), mean", heading="L0", style=".1f", spread_style=".0f",
         shown_in=(CARD, SWEEPS), per_token=lambda token: token.l0, column="l0",
@@ -152,11 +147,11 @@ _OF_BOTH_FORMS = [
     ),
     Metric(
         name="explained_variance", title="explained variance", heading="explained variance", style=".4f",
-        shown_in=(CARD, SWEEPS), of_stream=lambda stream, _: stream.explained_variance(),
+        shown_in=(CARD, SWEEPS), of_stream=lambda stream, _: stream.sums.explained_variance(),
     ),
     Metric(
         name="explained_variance_raw", title="  at the hook point (raw)", heading="explained variance (raw)",
-        style=".4f", of_stream=lambda stream, _: stream.explained_variance(raw=True),
+        style=".4f", of_stream=lambda stream, _: stream.sums.explained_variance(raw=True),
     ),
     Metric(name="nmse_mean", per_token=_nmse, column="nmse"),
     *_quantiles(
@@ -211,9 +206,9 @@ _OF_A_FORM = [
     ),
     Metric(
         name="pearson", title="  correlation of ||z|| and ||f||", style=".3f",
-        of_stream=lambda stream, form: stream.pearson(form),
+        of_stream=lambda stream, form: stream.sums.pearson(form),
     ),
-    Metric(name="spearman", style=".3f", of_stream=lambda stream, form: stream.spearman(form)),
+    Metric(name="spearman", style=".3f", of_stream=_spearman),
 ]  # fmt: skip
 
 # Of the language model with the SAE in place; `outlier_norm` is the norm above which a token is an outlier.

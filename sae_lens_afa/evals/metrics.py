@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_afa.evals import figures
-from sae_lens_afa.evals.figures import Array
+from sae_lens_afa.evals.metric import PAPER, Stream
+from sae_lens_afa.evals.metric_list import METRICS
+from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.reservoir import Reservoir
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.evals.sums import FORMS, TokenSums
+from sae_lens_afa.evals.sums import TokenSums, columns_by_form
 from sae_lens_afa.evals.token_norms import (
     COLUMNS,
+    Raw,
     TokenBlock,
     check_shapes,
     decoder_norms,
@@ -30,7 +32,7 @@ MAX_EXACT_TOKENS = 2**20
 
 
 class AFAMetrics:
-    """Norms, eps-LBO and reconstruction figures of a stream of tokens, in a memory of a few numbers per token.
+    """The metrics of a stream of tokens, in a memory of a few numbers per token.
 
     Means, fractions, explained variance and Pearson correlations are of all tokens, accumulated in float64.
     Medians, quantiles and rank correlations are exact up to `max_exact_tokens` tokens and beyond that come from
@@ -46,9 +48,10 @@ class AFAMetrics:
 
     Example:
         >>> import torch
-        >>> metrics = AFAMetrics(d_sae=3)
+        >>> import sae_lens_afa as afa
+        >>> metrics = afa.AFAMetrics(d_sae=3)
         >>> z = torch.tensor([[3.0, 4.0, 0.0]])
-        >>> metrics.update(z, z, W_dec=torch.eye(3), b_dec=torch.zeros(3))
+        >>> metrics.update(z, feature_acts=z, W_dec=torch.eye(3), b_dec=torch.zeros(3))
         >>> metrics.compute().norm_ratio_median
         1.0
     """
@@ -58,7 +61,6 @@ class AFAMetrics:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         self.d_sae = d_sae
-        self.n_nonfinite = 0
         self._kept = Reservoir(len(COLUMNS), max_exact_tokens, seed)
         self._sums = TokenSums(d_sae)
         self._known: tuple[str, ...] | None = None
@@ -66,7 +68,12 @@ class AFAMetrics:
     @property
     def n_tokens(self) -> int:
         """Tokens counted so far; those with a NaN or an infinity are not among them."""
-        return self._kept.seen
+        return self._sums.n_tokens
+
+    @property
+    def n_nonfinite(self) -> int:
+        """Tokens left out so far because they hold a NaN or an infinity."""
+        return self._sums.n_nonfinite
 
     @torch.no_grad()
     def update(
@@ -78,6 +85,7 @@ class AFAMetrics:
         recons: Float[Tensor, "*tokens d_in"] | None = None,
         *,
         acts_include_decoder_norm: bool = False,
+        raw: tuple[Float[Tensor, "*tokens d_in"], Float[Tensor, "*tokens d_in"]] | None = None,
     ) -> None:
         """Count a batch of tokens.
 
@@ -90,6 +98,7 @@ class AFAMetrics:
             recons: z^ = D f + b_dec in the same space, [..., d_in]; in every batch of a stream or in none.
             acts_include_decoder_norm: `feature_acts` are f_i ||d_i|| already (SAELens' topk with
                 `rescale_acts_by_decoder_norm`).
+            raw: x and x^ at the hook point, where `dense` is normalised: for `explained_variance_raw`.
 
         Raises:
             ValueError: an empty batch, or shapes that do not fit; the message names the tensor and the axis.
@@ -104,18 +113,22 @@ class AFAMetrics:
         index = torch.arange(self.n_tokens, self.n_tokens + len(rows), device=rows.device)
         recons = None if recons is None else flat_rows(recons)
         norms = None if acts_include_decoder_norm else norms
-        for block in token_blocks(rows, flat_rows(feature_acts), norms, b_dec, recons, None, index):
+        if raw is not None and any(vectors.shape != dense.shape for vectors in raw):
+            shapes = " and ".join(str(list(vectors.shape)) for vectors in raw)
+            raise ValueError(f"raw must be two tensors of the shape of dense, {list(dense.shape)}, got {shapes}.")
+        at_hook = None if raw is None else Raw(*(flat_rows(vectors) for vectors in raw))
+        for block in token_blocks(rows, flat_rows(feature_acts), norms, b_dec, recons, None, index, raw=at_hook):
             self.add(block)
 
     def add(self, block: TokenBlock) -> None:
         """Count tokens whose norms are known, as `token_blocks` gives them."""
         finite = block.columns[[COLUMNS.index(name) for name in block.known]].isfinite().all(0)
-        self.n_nonfinite += int((~finite).sum())
+        self._sums.n_nonfinite += int((~finite).sum())
         if not finite.any():
             return
         if self._known not in (None, block.known):
             raise ValueError(
-                f"every batch must give the same figures: so far {self._known}, now {block.known}."
+                f"every batch must give the same columns: so far {self._known}, now {block.known}."
                 " Give recons in every update or in none, and do not mix from_norms with update."
             )
         self._known = block.known
@@ -123,7 +136,7 @@ class AFAMetrics:
             block = block[finite]
         rows = block.columns.numpy()
         self._kept.add(rows)
-        self._sums.add(dict(zip(COLUMNS, rows, strict=True)), block.dense)
+        self._sums.add(dict(zip(COLUMNS, rows, strict=True)), block)
 
     def merge(self, other: AFAMetrics) -> AFAMetrics:
         """Count the tokens of `other` too (another batch, another process); `other` is left as it is.
@@ -132,8 +145,11 @@ class AFAMetrics:
             This object.
 
         Raises:
-            ValueError: the two are of different settings, or one has reconstructions and the other has not.
+            ValueError: the two are of different settings, one has reconstructions and the other has not, or they
+                are one object, whose tokens would count twice.
         """
+        if other is self:
+            raise ValueError("other must be another AFAMetrics: merged with itself, its tokens would count twice.")
         for name, mine, theirs in (
             ("d_sae", self.d_sae, other.d_sae),
             ("max_exact_tokens", self._kept.capacity, other._kept.capacity),
@@ -142,15 +158,14 @@ class AFAMetrics:
             if mine != theirs:
                 raise ValueError(f"cannot merge metrics with different {name}: {mine} and {theirs}.")
         if None not in (self._known, other._known) and self._known != other._known:
-            raise ValueError(f"cannot merge metrics of different figures: {self._known} and {other._known}.")
+            raise ValueError(f"cannot merge metrics of different columns: {self._known} and {other._known}.")
         self._known = self._known or other._known
-        self.n_nonfinite += other.n_nonfinite
         self._kept.merge(other._kept)
         self._sums.merge(other._sums)
         return self
 
     def compute(self) -> AFAResult:
-        """The figures of all tokens so far.
+        """Return the metrics of all tokens so far.
 
         Raises:
             ValueError: there are none, or none without a NaN or an infinity.
@@ -158,40 +173,20 @@ class AFAMetrics:
         if self.n_tokens == 0:
             bad = self.n_nonfinite
             raise ValueError(f"no tokens to judge: {f'all {bad} hold a NaN or an infinity' if bad else 'none given'}.")
-        table = self.tokens()
-        values: dict[str, float | None] = {"l0_mean": self._sums.mean("l0"), "nmse_mean": self._sums.mean("nmse")}
-        values |= _summary(table, ["l0", "nmse"])
-        values["explained_variance"] = self._sums.explained_variance()
-        for form in FORMS:
-            values |= self._form_figures(form, table)
-        counts = {"n_tokens": self.n_tokens, "n_nonfinite": self.n_nonfinite, "d_sae": self.d_sae}
-        return AFAResult.from_figures({**counts, **values}, tokens=table)
+        stream = Stream(self._sums, self.tokens())
+        return AFAResult.from_values({metric.name: metric.value(stream) for metric in METRICS}, tokens=stream.table)
 
     def tokens(self) -> pd.DataFrame:
-        """A row per token that is kept: its norms and the figures that follow from them, in both forms."""
+        """Return a row per token that is kept: its norms, and the values that metrics derive from them."""
         import pandas as pd
 
         columns = dict(zip(COLUMNS, self._kept.rows(), strict=True))
-        columns["nmse"] = figures.nmse(columns["squared_error"], columns["dense_norm"])
-        for form in FORMS:
-            norms = (columns[f"{form}{part}_norm"] for part in ("dense", "feature", "recons"))
-            token = figures.per_token(*norms, d_sae=self.d_sae)
-            columns |= {f"{form}{name}": value for name, value in token.items()}
+        forms = columns_by_form(columns, self.d_sae)
+        for metric in METRICS:
+            if metric.per_token is not None and metric.column and metric.column not in columns:
+                columns[metric.column] = metric.per_token(forms[metric.form or PAPER])
         table = pd.DataFrame(columns).sort_values("token_index", kind="stable", ignore_index=True)
         return table.astype({"token_index": "int64"})
-
-    def _form_figures(self, form: str, table: pd.DataFrame) -> dict[str, float | None]:
-        names = ("norm_ratio", "epsilon_lbo", "dense_norm", "feature_norm", "activation_ratio", "reconstruction_ratio")
-        values = _summary(table, [f"{form}{name}" for name in names])
-        for name in ("epsilon_lbo", "frac_over_activated", "frac_under_activated"):
-            suffix = "_mean" if name == "epsilon_lbo" else ""
-            values[f"{form}{name}{suffix}"] = self._sums.mean(f"{form}{name}")
-        values[f"{form}afa_squared_error_mean"] = self._sums.mean(f"{form}afa_squared_error")
-        values[f"{form}n_undefined"] = self._sums.count(f"{form}undefined")
-        pearson = values[f"{form}pearson"] = self._sums.pearson(form)
-        norms = (table[f"{form}{part}_norm"].to_numpy(dtype=np.float64) for part in ("dense", "feature"))
-        values[f"{form}spearman"] = None if pearson is None else figures.spearman(*norms)
-        return values
 
     @classmethod
     def from_norms(
@@ -204,7 +199,7 @@ class AFAMetrics:
         max_exact_tokens: int = MAX_EXACT_TOKENS,
         seed: int = 0,
     ) -> AFAMetrics:
-        """Metrics of tokens of which only the norms are known, such as published ones.
+        """Return metrics of tokens of which only the norms are known, such as published ones.
 
         Args:
             norm_z: Dense norms, un-centred, [tokens].
@@ -235,16 +230,6 @@ class AFAMetrics:
             columns[COLUMNS.index(name)] = column
         metrics.add(TokenBlock(columns, None, tuple(known)))
         return metrics
-
-
-def _summary(table: pd.DataFrame, names: list[str]) -> dict[str, float | None]:
-    """Median and quantiles of each column."""
-    values: dict[str, float | None] = {}
-    for name in names:
-        column = table[name].to_numpy(dtype=np.float64)
-        values[f"{name}_median"] = figures.median(column)
-        values |= {f"{name}_{suffix}": figures.quantile(column, q) for suffix, q in figures.QUANTILES}
-    return values
 
 
 def _vector(values: Tensor | Array) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rows of a stream: all of them up to a number, beyond it a uniform sample that does not depend on any order."""
+"""A uniform sample of a stream's rows that does not depend on their order; all of them up to its size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Reservoir:
-    """Keeps the `capacity` rows with the smallest keys.
+    """The `capacity` rows of a stream with the smallest keys.
 
     A row's key is a hash of its values, its place in the stream and the seed: keys of different streams are
     independent, and a union keeps the same rows whichever stream comes first.
@@ -42,7 +42,7 @@ class Reservoir:
         self.seen += other.seen
 
     def rows(self) -> Array:
-        """The rows that are kept, [width, n], in the order of their keys once some were dropped."""
+        """Return the rows that are kept, [width, n], in the order of their keys once some were dropped."""
         self._compact()
         return self._rows[0]
 
@@ -69,7 +69,7 @@ def _keys(rows: Array, place: NDArray[np.uint64], seed: int) -> NDArray[np.uint6
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The splitmix64 finaliser: every bit of the input changes half of the output's."""
+    """Return the splitmix64 finaliser of x: every bit of the input changes half of the output's."""
     x = x + _GOLDEN
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)

@@ -1,4 +1,4 @@
-"""Any SAE seen as AFA sees it: z, f, z^ and the decoder in the space in which the SAE decodes."""
+"""z, f, z^ and the decoder of any SAE, in the space in which it decodes."""
 
 from __future__ import annotations
 
@@ -23,24 +23,26 @@ _HEAD_HOOKS = ("_z", "_q", "_k", "_v")
 _SCALED_OUTSIDE = ("expected_average_only_in", "covariance_whitening")
 
 
-class Coded(NamedTuple):
-    """What an SAE makes of some tokens, in the space in which it decodes.
+class CodedTokens(NamedTuple):
+    """Some tokens as an SAE codes them, in the space in which it decodes.
 
     Attributes:
         dense: z after the SAE's input normalisation, un-centred.
         feature_acts: f; strided or COO.
         recons: z^, before the output normalisation.
         raw_std: Standard deviation that layer_norm divided each token by; None for other normalisations.
+        raw_recons: x^ at the hook point, after the output normalisation.
     """
 
     dense: Float[Tensor, "tokens d_in"]
     feature_acts: Float[Tensor, "tokens d_sae"]
     recons: Float[Tensor, "tokens d_in"]
     raw_std: Float[Tensor, " tokens"] | None
+    raw_recons: Float[Tensor, "tokens d_in"]
 
 
 class SAESpace:
-    """Reads z, f and z^ off any SAELens SAE with a linear decoder, whatever its architecture and normalisation.
+    """The space in which any SAELens SAE with a linear decoder decodes, whatever its architecture and normalisation.
 
     Args:
         sae: An inference or training SAE.
@@ -76,7 +78,7 @@ class SAESpace:
         self._decoder_checked = False
 
     def rows(self, activations: Any) -> Float[Tensor, "tokens d_in"]:
-        """Raw hook-point activations [..., d_in] (heads: [..., heads, d_head]) as [tokens, d_in], without their graph.
+        """Return raw activations [..., d_in] (heads: [..., heads, d_head]) as [tokens, d_in], without their graph.
 
         Raises:
             TypeError: not a tensor of floating point.
@@ -99,7 +101,7 @@ class SAESpace:
         return activations.detach().reshape(-1, self.d_in)
 
     @torch.no_grad()
-    def code(self, rows: Float[Tensor, "tokens d_in"]) -> Coded:
+    def code(self, rows: Float[Tensor, "tokens d_in"]) -> CodedTokens:
         """Encode and decode raw activations, given as `rows` returns them.
 
         Raises:
@@ -112,16 +114,16 @@ class SAESpace:
             acts = sae.encode(self._scaler.scale(rows.to(sae.device)))
             given = inputs[-1]
             dense = sae.run_time_activation_norm_fn_in(given)
-            sae.decode(acts)
+            raw_recons = self._scaler.unscale(sae.decode(acts))
         # As SAELens' layer_norm takes it.
         by_std = sae.cfg.normalize_activations == "layer_norm"
         std = (given - given.mean(-1, keepdim=True)).std(-1) if by_std else None
-        coded = Coded(dense, acts, recons[-1], std)
+        coded = CodedTokens(dense, acts, recons[-1], std, raw_recons)
         if not self._decoder_checked:
             self._check_decoder(coded)
         return coded
 
-    def _check_decoder(self, coded: Coded) -> None:
+    def _check_decoder(self, coded: CodedTokens) -> None:
         finite = coded.recons.isfinite().all(-1).nonzero()
         if len(finite) == 0:
             return
@@ -144,7 +146,7 @@ class SAESpace:
 
 
 def architecture_of(sae: SAE[Any]) -> str:
-    """What the SAE was trained as, where its metadata says so: several architectures are saved as "jumprelu".
+    """Return the architecture that an SAE was trained as, if its metadata says so: several are saved as "jumprelu".
 
     A stand-in that `export_jumprelu` made is one of "jumprelu", whatever it stands for.
     """
@@ -176,10 +178,10 @@ def check_architecture(sae: object) -> None:
 
 @contextmanager
 def _kept(hook: nn.Module) -> Generator[list[Tensor]]:
-    """What passes a hook point for a while, after the hooks that are there.
+    """Collect what passes a hook point for a while, after the hooks that are there.
 
-    Of the hook point itself: one of an SAE that was attached to a model is named after its place in the model, and
-    removing hooks by name or level would take the model's with them.
+    By a hook of torch's on the module itself: that of an SAE that was attached to a model is named after its place in
+    the model, and removing TransformerLens' hooks by name or level would take the model's with them.
     """
     seen: list[Tensor] = []
 

@@ -1,9 +1,10 @@
-"""What AFA asks of a token: a handful of norms, however wide the dictionary (arXiv 2503.24277, section 4)."""
+"""The handful of norms that AFA asks of a token, however wide the dictionary (arXiv 2503.24277, section 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,13 @@ _OF_RECONS = ("recons_norm", "squared_error", "centered_recons_norm")
 _CPU_ELEMENTS, _DEVICE_ELEMENTS, _BLOCK_ELEMENTS = 2**18, 2**24, 2**21
 
 
+class Raw(NamedTuple):
+    """Activations at the hook point and what the SAE makes of them, its normalisation undone."""
+
+    x: Float[Tensor, "tokens d_in"]
+    recons: Float[Tensor, "tokens d_in"]
+
+
 @dataclass(frozen=True)
 class TokenBlock:
     """Some tokens of a stream.
@@ -35,17 +43,20 @@ class TokenBlock:
     Attributes:
         columns: `COLUMNS` x tokens, float64 on the CPU; NaN in a column that is not known.
         dense: The tokens' dense vectors [tokens, d_in], for the variance that reconstructions are to explain.
-        known: Names of the columns that are known; `token_std` is none of the figures, and not among them.
+        known: Names of the columns that are known; `token_std` is none of the metrics, and not among them.
+        raw: The tokens at the hook point, x and x^ [tokens, d_in] each; None if they are not known.
     """
 
     columns: Float[Tensor, "columns tokens"]
     dense: Float[Tensor, "tokens d_in"] | None
     known: tuple[str, ...] = COLUMNS[:-1]
+    raw: Raw | None = None
 
     def __getitem__(self, keep: Tensor) -> TokenBlock:
-        """The tokens where the mask `keep` (on the CPU) is set."""
+        """Return the tokens where the mask `keep` (on the CPU) is set."""
         dense = None if self.dense is None else self.dense[keep.to(self.dense.device)]
-        return TokenBlock(self.columns[:, keep], dense, self.known)
+        raw = None if self.raw is None else Raw(*(vectors[keep.to(vectors.device)] for vectors in self.raw))
+        return TokenBlock(self.columns[:, keep], dense, self.known, raw)
 
 
 def token_blocks(
@@ -57,8 +68,9 @@ def token_blocks(
     token_scale: Float[Tensor, " tokens"] | None,
     token_index: Float[Tensor, " tokens"],
     token_std: Float[Tensor, " tokens"] | None = None,
+    raw: Raw | None = None,
 ) -> Iterator[TokenBlock]:
-    """The norms of each token, in blocks whose float64 temporaries stay small.
+    """Yield the norms of each token, in blocks whose float64 temporaries stay small.
 
     Args:
         dense: z in the space in which the SAE decodes, un-centred.
@@ -69,6 +81,7 @@ def token_blocks(
         token_scale: Every norm of a token is multiplied by this; None for 1.
         token_index: The tokens' places in the stream.
         token_std: What each token was divided by before it became z; None where that is 1, or in `token_scale`.
+        raw: The tokens at the hook point; None if they are not known.
     """
     accurate = accurate_dtype(dense)
     l0, centered_feature = _l0_and_norm(feature_acts, decoder_norm)
@@ -92,11 +105,12 @@ def token_blocks(
         scaled_norms = [norm * scale[part] for norm in norms]
         columns = torch.stack([token_index[part].to(accurate), l0[part], *scaled_norms, std[part]])
         scaled = dense[part] if token_scale is None else z * scale[part, None]
-        yield TokenBlock(columns.cpu().double(), scaled, known)
+        raw_part = None if raw is None else Raw(raw.x[part], raw.recons[part])
+        yield TokenBlock(columns.cpu().double(), scaled, known, raw_part)
 
 
 def _l0_and_norm(acts: Tensor, decoder_norm: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Active features of each token and ||[f_i ||d_i||]||, each [tokens], without a copy of `acts`."""
+    """Return each token's active features and ||[f_i ||d_i||]||, [tokens] each, without a copy of `acts`."""
     accurate = accurate_dtype(acts)
     l0 = torch.zeros(acts.shape[0], dtype=accurate, device=acts.device)
     norm = torch.zeros_like(l0)
@@ -117,7 +131,7 @@ def _l0_and_norm(acts: Tensor, decoder_norm: Tensor | None) -> tuple[Tensor, Ten
 
 
 def decoder_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
-    """||d_i|| in float64 (float32 on mps)."""
+    """Return ||d_i|| in float64 (float32 on mps)."""
     check_matrix("W_dec", W_dec)
     W_dec = W_dec.detach()
     rows = max(1, _BLOCK_ELEMENTS // max(1, W_dec.shape[-1]))
@@ -148,7 +162,7 @@ def check_shapes(
 
 
 def flat_rows(tensor: Tensor) -> Tensor:
-    """[..., width] as [tokens, width]; COO stays COO."""
+    """Return [..., width] as [tokens, width]; COO stays COO."""
     if tensor.layout == torch.sparse_coo and tensor.ndim == 2:
         return tensor
     if tensor.layout != torch.sparse_coo:
@@ -167,5 +181,5 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def accurate_dtype(tensor: Tensor) -> torch.dtype:
-    """float64, or float32 on mps, which has no float64."""
+    """Return float64, or float32 on mps, which has no float64."""
     return torch.float32 if tensor.device.type == "mps" else torch.float64

@@ -153,7 +153,7 @@ class LanguageModelSweep(Sweep):
         prompts = test.prompts[: -(-self.ce_tokens // self.source.context_size)]
         for part in prompts.split(_CE_PROMPTS):
             losses.add(part)
-        figures = losses.figures()
+        figures = losses.metrics()
         return {
             "ce": figures["ce_loss_without_sae"],
             "ce_with_sae": figures["ce_loss_with_sae"],

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, check_output_folder, sha256_of
+from sae_lens_afa.files import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, check_output_folder, sha256_of, write_into
 from sae_lens_afa.hub._contents import FILENAMES, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._remote import (
     Snapshot,
@@ -170,27 +171,15 @@ def pull(
         others = [in_folder(sae_id, name) for name in FILENAMES if name not in (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME)]
         files = [source / SAE_CFG_FILENAME, source / SAE_WEIGHTS_FILENAME]
         files += [fetch(snapshot, path) for path in others if path in snapshot.files]
-        _place(files, folder, snapshot.files[weights].sha256 or sha256_of(source / SAE_WEIGHTS_FILENAME))
+        digest = snapshot.files[weights].sha256 or sha256_of(source / SAE_WEIGHTS_FILENAME)
+        write_into(folder, partial(_copy, files, digest), remove=FILENAMES)
     return list(folders.values())
 
 
-def _place(files: Sequence[Path], folder: Path, digest: str) -> None:
-    """Copy files into a folder: a new one appears whole, in an existing one each file is replaced whole."""
-    folder = folder.absolute()
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        for path in files:
-            shutil.copyfile(path, partial / path.name)
-        sae_folder.write_sha256(partial, digest)
-        if not folder.exists():
-            partial.rename(folder)
-            return
-        for path in partial.iterdir():
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def _copy(files: Sequence[Path], digest: str, folder: Path) -> None:
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    sae_folder.write_sha256(folder, digest)
 
 
 def _locate(

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
-from sae_lens_afa.evals.language_model import excluded_ids
+from sae_lens_afa.evals.judged_tokens import excluded_ids
 from sae_lens_afa.evals.metrics import AFAMetrics
-from sae_lens_afa.evals.sae_space import Coded, SAESpace
+from sae_lens_afa.evals.sae_space import CodedTokens, SAESpace
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -74,7 +74,7 @@ def compare(
     }
 
 
-def _dense(coded: Coded) -> Coded:
+def _dense(coded: CodedTokens) -> CodedTokens:
     acts = coded.feature_acts
     return coded._replace(feature_acts=acts.to_dense()) if acts.is_sparse else coded
 
@@ -115,7 +115,7 @@ def cross_entropies(
         for tokens in prompts:
             for loss in losses.values():
                 loss.add(tokens)
-    figures = {name: loss.figures() for name, loss in losses.items()}
+    figures = {name: loss.metrics() for name, loss in losses.items()}
     means = {
         "cross_entropy": figures["export"]["ce_loss_without_sae"],
         **{f"cross_entropy_{name}": each["ce_loss_with_sae"] for name, each in figures.items()},

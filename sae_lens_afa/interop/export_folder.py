@@ -16,7 +16,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
-from sae_lens_afa.evals.language_model import next_prompts
+from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.agreement import JumpReLUReport, jumprelu_report
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
@@ -90,9 +90,10 @@ def export_to_folder(
         batches = read_activations(activations)
         export = export_jumprelu(_loaded(sae, device), batches, progress=progress)
     else:
+        name = Path(sae).name if isinstance(sae, str | Path) else "the SAE"
         sae = _loaded(sae, device)
         check_exportable(sae)
-        saes = {"the SAE": sae}
+        saes = {name: sae}
         check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
         with metadata_set([sae], hook_name=hook):
             inputs = load_inputs(

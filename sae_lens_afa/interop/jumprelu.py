@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_afa.evals.attached import saes_detached
-from sae_lens_afa.evals.language_model import next_prompts
+from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
 from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.interop._calibration import ThresholdCalibration

@@ -12,8 +12,8 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
+from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.language_model import run_afa_evals
-from sae_lens_afa.evals.run import SAEJudge
 from sae_lens_afa.evals.sae_space import architecture_of
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.models import check_device

@@ -98,11 +98,9 @@ def write_report(
         draw_plots(EvalReport(partial, results, described, settings), partial)
         (partial / METRICS_JSON).write_text(json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
-    files = write_into(folder, write)
     # What an evaluation that is replaced had beyond this one is not of this one.
-    for name in (METRICS_JSON, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS)):
-        if folder / name not in files:
-            (folder / name).unlink(missing_ok=True)
+    names = (METRICS_JSON, TOKENS, PLOT_DATA, *(f"{plot}.{suffix}" for plot in PLOTS for suffix in FORMATS))
+    files = write_into(folder, write, remove=names)
     return EvalReport(folder, results, described, settings, files)
 
 

@@ -12,8 +12,8 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from sae_lens_afa.evals.judge import evaluate_activations
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.evals.run import evaluate_activations
 from sae_lens_afa.loading.inference import inference_view
 
 # At most about as many tokens as the figures are of.

@@ -18,7 +18,6 @@ from sae_lens_afa.demo import load_text
 from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.reports import evaluate_saes
 
-
 # ---- what is light
 
 

@@ -46,7 +46,7 @@ def test_they_are_those_of_the_model_itself(model, sae, dataset):
     assert "recovered (CE score)" in str(result)
 
 
-def test_they_are_saelens_figures(model, sae, dataset):
+def test_they_are_saelens_metrics(model, sae, dataset):
     n = 2 * PROMPTS * CONTEXT
     result = run_afa_evals(sae, store(model, sae, dataset), model, tokens=n, cross_entropy_tokens=n, progress=False)
     config = EvalConfig(n_eval_reconstruction_batches=2, compute_ce_loss=True)

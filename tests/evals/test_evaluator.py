@@ -1,4 +1,4 @@
-"""AFA figures in what SAELens' own runners log."""
+"""AFA metrics in what SAELens' own runners log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOOK, D_SAE, BATCH = "blocks.1.hook_resid_pre", 64, 128
 
 @pytest.fixture
 def logged(monkeypatch, tmp_path) -> Iterator[list[dict]]:
-    """What is sent to wandb, which writes to a folder that goes away."""
+    """Collect what is sent to wandb, which writes to a folder that goes away."""
     calls = []
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -127,7 +127,7 @@ def test_held_out_activations_take_nothing_from_the_stream(sae):
     assert log["afa/norm_ratio_median"] == pytest.approx(scaled.norm_ratio_median)
 
 
-def test_the_base_evaluator_gets_its_arguments_and_keeps_its_figures(sae):
+def test_the_base_evaluator_gets_its_arguments_and_keeps_its_metrics(sae):
     seen = []
 
     def base(*arguments):

@@ -48,11 +48,11 @@ def quiet(*args, **options):
 
 
 def same(a: AFAResult, b: AFAResult, rel: float = 1e-6) -> bool:
-    figures = [{name: value for name, value in r.to_dict().items() if value is not None} for r in (a, b)]
-    return figures[0] == pytest.approx(figures[1], rel=rel)
+    metrics = [{name: value for name, value in r.to_dict().items() if value is not None} for r in (a, b)]
+    return metrics[0] == pytest.approx(metrics[1], rel=rel)
 
 
-def test_figures_are_those_of_the_activations_themselves(model, store):
+def test_metrics_are_those_of_the_activations_themselves(model, store):
     sae = build()
     tokens = store(sae).get_batch_tokens(8)
     activations = model.run_with_cache(tokens, prepend_bos=False)[1]["blocks.2.hook_resid_pre"]

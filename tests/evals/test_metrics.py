@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens_afa import AFAMetrics, AFAResult
@@ -37,15 +37,15 @@ def judged(*batches: dict[str, torch.Tensor], **options) -> AFAResult:
     return metrics.compute()
 
 
-def figures(result: AFAResult) -> dict[str, float]:
+def known(result: AFAResult) -> dict[str, float]:
     return {name: value for name, value in result.to_dict().items() if value is not None}
 
 
 def assert_same(a: AFAResult, b: AFAResult, rel: float = 1e-12) -> None:
-    assert figures(a) == pytest.approx(figures(b), rel=rel, abs=1e-14)
+    assert known(a) == pytest.approx(known(b), rel=rel, abs=1e-14)
 
 
-def test_figures_are_their_definitions():
+def test_metrics_are_their_definitions():
     x = batch(3, 7, 5)
     result = judged(x)
     z, f = x["dense"].norm(dim=-1), feature_norm(x["feature_acts"], x["W_dec"], x["b_dec"])
@@ -94,6 +94,7 @@ def test_an_sae_without_a_bias_has_one_form():
     assert all(result[f"centered_{name}"] == result[name] for name in result if f"centered_{name}" in result)
 
 
+@settings(max_examples=25)
 @given(seeds, st.integers(1, 8))
 def test_an_orthonormal_dictionary_and_the_true_code_give_epsilon_lbo_zero(seed, tokens):
     W_dec = torch.linalg.qr(draw(seed, D_IN, D_IN))[0]
@@ -105,6 +106,7 @@ def test_an_orthonormal_dictionary_and_the_true_code_give_epsilon_lbo_zero(seed,
     assert result.activation_ratio_median == pytest.approx(1)
 
 
+@settings(max_examples=25)
 @given(seeds)
 def test_folding_decoder_norms_changes_nothing(seed):
     x = batch(seed, 9)
@@ -116,6 +118,7 @@ def test_folding_decoder_norms_changes_nothing(seed):
     assert_same(judged(x), metrics.compute(), rel=1e-9)
 
 
+@settings(max_examples=25)
 @given(seeds)
 def test_the_norms_differ_by_no_more_than_coherence_allows(seed):
     W_dec = torch.nn.functional.normalize(draw(seed, D_SAE, 40), dim=-1)
@@ -129,6 +132,7 @@ def test_the_norms_differ_by_no_more_than_coherence_allows(seed):
     assert tokens.epsilon_lbo.max() <= eps + 1e-6
 
 
+@settings(max_examples=25)
 @given(seeds, st.lists(st.integers(1, 30), min_size=1, max_size=5))
 def test_splits_merge_to_one_pass_in_any_order(seed, sizes):
     whole = batch(seed, sum(sizes))
@@ -205,7 +209,7 @@ def test_other_dtypes_are_float32_within_rounding(dtype):
     exact = judged({name: tensor.to(dtype).float() for name, tensor in x.items()})
     low = judged({name: tensor.to(dtype) for name, tensor in x.items()})
     assert_same(low, exact, rel=1e-6)
-    assert figures(judged(x))["norm_ratio_median"] == pytest.approx(low.norm_ratio_median, rel=0.01)
+    assert known(judged(x))["norm_ratio_median"] == pytest.approx(low.norm_ratio_median, rel=0.01)
 
 
 @pytest.mark.parametrize("leading", [(12,), (3, 4), (2, 3, 2)])
@@ -242,7 +246,7 @@ def test_norms_whose_squares_leave_float32_are_exact():
     assert b.explained_variance == pytest.approx(a.explained_variance, rel=1e-5)
 
 
-# ---- tokens without a figure
+# ---- tokens without a metric
 
 
 def test_rows_with_nan_or_infinity_are_counted_and_left_out():
@@ -252,7 +256,7 @@ def test_rows_with_nan_or_infinity_are_counted_and_left_out():
     kept = {**x, **{name: x[name][[0, 3, 5]] for name in ("dense", "feature_acts", "recons")}}
     result = judged(bad)
     assert result.n_nonfinite == 3
-    assert figures(result) == pytest.approx({**figures(judged(kept)), "n_nonfinite": 3}, rel=1e-12)
+    assert known(result) == pytest.approx({**known(judged(kept)), "n_nonfinite": 3}, rel=1e-12)
 
 
 def test_only_nonfinite_tokens_are_an_error_that_says_so():
@@ -305,6 +309,47 @@ def test_explained_variance_does_not_lose_digits_to_a_large_mean():
     assert judged(x).explained_variance == pytest.approx(expected, rel=1e-6)
 
 
+# ---- explained variance at the hook point
+
+
+def at_hook(seed: int, tokens: int) -> dict[str, torch.Tensor]:
+    """A batch whose dense vectors are normalised: x = 5 z + 2."""
+    x = batch(seed, tokens)
+    return {**x, "raw": (5 * x["dense"] + 2, 5 * x["recons"] + draw(seed + 2, tokens, D_IN))}
+
+
+def test_explained_variance_at_the_hook_point_is_its_definition():
+    parts = [at_hook(1, 30), at_hook(7, 50)]
+    x, x_hat = (torch.cat(vectors) for vectors in zip(*(part["raw"] for part in parts), strict=True))
+    expected = 1 - ((x_hat - x).square().sum() / (x - x.mean(0)).square().sum()).item()
+    metrics, other = AFAMetrics(D_SAE), AFAMetrics(D_SAE)
+    metrics.update(**parts[0])
+    other.update(**parts[1])
+    result = metrics.merge(other).compute()
+    assert result.explained_variance_raw == pytest.approx(expected, rel=1e-10)
+    assert_same(result, judged(*parts))
+    # Nothing else depends on it.
+    plain = judged(*({name: value for name, value in part.items() if name != "raw"} for part in parts))
+    assert judged(*parts) == plain.with_values({"explained_variance_raw": judged(*parts).explained_variance_raw})
+
+
+def test_tokens_left_out_are_not_in_it():
+    whole = at_hook(1, 6)
+    keep = [0, 2, 3, 5]
+    tokens = {name: whole[name].clone() for name in ("dense", "feature_acts", "recons")}
+    tokens["dense"][[1, 4]] = torch.nan
+    kept = {name: whole[name][keep] for name in tokens} | {"raw": tuple(vectors[keep] for vectors in whole["raw"])}
+    expected = judged({**whole, **kept}).explained_variance_raw
+    assert judged({**whole, **tokens}).explained_variance_raw == pytest.approx(expected, rel=1e-12)
+
+
+def test_it_is_unknown_unless_every_token_gives_it():
+    with_raw, without = at_hook(1, 6), batch(2, 4)
+    assert judged(without).explained_variance_raw is None
+    assert judged(with_raw, without).explained_variance_raw is None
+    assert judged(with_raw, without).explained_variance is not None
+
+
 # ---- published norms
 
 
@@ -329,7 +374,7 @@ PUBLISHED = {
 }
 
 
-def test_published_norms_give_the_published_figures_of_every_layer(golden_zf, golden_norms):
+def test_published_norms_give_the_published_metrics_of_every_layer(golden_zf, golden_norms):
     medians = {}
     for layer in golden_zf["layers"]:
         result = published(golden_zf, golden_norms, layer["layer"])
@@ -343,7 +388,7 @@ def test_published_norms_give_the_published_figures_of_every_layer(golden_zf, go
         assert max(medians, key=lambda layer: medians[layer][i]) == golden_zf[f"worst_layer_{name}"]
 
 
-def test_published_norms_give_the_published_overall_figures(golden_zf, golden_norms):
+def test_published_norms_give_the_published_overall_metrics(golden_zf, golden_norms):
     result, overall = published(golden_zf, golden_norms, None), golden_zf["overall"]
     assert result.pearson == pytest.approx(overall["pearson_norm_z_norm_f"], rel=1e-5)
     assert result.spearman == pytest.approx(overall["spearman_norm_z_norm_f"], rel=1e-5)
@@ -374,6 +419,7 @@ def test_norms_alone_leave_the_rest_unknown():
         ({"W_dec": torch.ones(D_SAE)}, "W_dec must be a matrix"),
         ({"b_dec": torch.ones(D_IN + 1)}, "b_dec.*d_in = 6"),
         ({"recons": torch.ones(3, D_IN)}, r"recons must have the shape of dense, \[4, 6\]"),
+        ({"raw": (torch.ones(4, D_IN), torch.ones(3, D_IN))}, r"raw must be two .* shape of dense, \[4, 6\]"),
     ],
 )
 def test_tensors_that_do_not_fit_are_named(change, message):
@@ -389,6 +435,7 @@ def test_tensors_that_do_not_fit_are_named(change, message):
         (lambda: AFAMetrics(3).compute(), "no tokens to judge: none given"),
         (lambda: AFAMetrics(3).merge(AFAMetrics(4)), "different d_sae: 3 and 4"),
         (lambda: AFAMetrics(3).merge(AFAMetrics(3, seed=1)), "different seed"),
+        (lambda: (metrics := AFAMetrics(3)).merge(metrics), "merged with itself"),
         (lambda: AFAMetrics.from_norms(torch.ones(2), torch.ones(3), d_sae=4), r"one length, got shapes \[2\], \[3\]"),
         (lambda: AFAMetrics.from_norms(torch.ones(0), torch.ones(0), d_sae=4), "vectors of norms are empty"),
         (lambda: AFAMetrics.from_norms(-torch.ones(2), torch.ones(2), d_sae=4), "norm is negative"),
@@ -407,12 +454,12 @@ def test_reconstructions_come_with_every_batch_or_with_none():
         metrics.update(**without)
     other = AFAMetrics(D_SAE)
     other.update(**without)
-    with pytest.raises(ValueError, match="different figures"):
+    with pytest.raises(ValueError, match="different columns"):
         metrics.merge(other)
 
 
 @pytest.mark.parametrize("leaf", [True, False])
-def test_tensors_that_require_grad_give_the_same_figures(leaf):
+def test_tensors_that_require_grad_give_the_same_metrics(leaf):
     plain = batch(3, 20)
     with_grad = {name: x.clone().requires_grad_() * (1 if leaf else torch.ones(())) for name, x in plain.items()}
     assert judged(with_grad) == judged(plain)

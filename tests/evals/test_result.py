@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from sae_lens_afa import AFAMetrics, AFAResult, evaluate_activations
-from sae_lens_afa.evals import results_table
+from sae_lens_afa import AFAMetrics, AFAResult
 from sae_lens_afa.reports.folder import read_report
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
@@ -33,14 +33,6 @@ STREAM = [
 QUANTILES = [f"{name}_{q}" for name in ("l0", "norm_ratio", "epsilon_lbo") for q in ("q05", "q25", "q75", "q95")]
 
 
-@pytest.fixture
-def result() -> AFAResult:
-    metrics = AFAMetrics(7)
-    x, acts = torch.randn(30, 4), torch.rand(30, 7)
-    metrics.update(x, acts, torch.randn(7, 4), torch.randn(4), 0.9 * x)
-    return metrics.compute()
-
-
 def test_the_flat_dictionary_has_the_documented_names_in_both_forms(result):
     flat = result.to_dict()
     assert set(STREAM + FORM + QUANTILES + [f"centered_{name}" for name in FORM]) <= set(flat)
@@ -49,8 +41,34 @@ def test_the_flat_dictionary_has_the_documented_names_in_both_forms(result):
 
 
 def test_it_is_frozen(result):
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         result.n_tokens = 3
+    with pytest.raises(AttributeError):
+        result.l0_mean = 3.0
+    assert result.n_tokens == 30
+
+
+def test_an_unknown_metric_is_an_error_that_names_near_ones(result):
+    with pytest.raises(AttributeError, match=r"no 'l0_meen'; did you mean l0_mean"):
+        result.l0_meen  # noqa: B018
+    assert not hasattr(result, "nothing_like_it")
+    assert {"l0_mean", "centered_spearman", "to_json"} <= set(dir(result))
+
+
+def test_copies_are_equal_and_changes_are_not(result):
+    for other in (copy.copy(result), copy.deepcopy(result), pickle.loads(pickle.dumps(result))):
+        assert other == result
+        assert other.tokens.equals(result.tokens)
+        assert hash(other) == hash(result)
+    assert result != result.with_values({"l0_mean": 0.0})
+    assert result != result.with_outliers_left_out(result, 4.5)
+    with pytest.raises(ValueError, match=r"no metric has: \['l0'\]"):
+        result.with_values({"l0": 0.0})
+
+
+def test_its_repr_says_what_is_known(result):
+    assert repr(result).startswith("AFAResult(n_tokens=30, n_nonfinite=0, d_sae=7, l0_mean=7.0")
+    assert "ce_loss" not in repr(result)
 
 
 def test_json_round_trips_and_writes_null_for_what_is_undefined():
@@ -63,7 +81,7 @@ def test_json_round_trips_and_writes_null_for_what_is_undefined():
     assert AFAResult.from_json(text) == result
 
 
-def test_json_keeps_the_figures_without_outliers(result):
+def test_json_keeps_the_metrics_without_outliers(result):
     both = result.with_outliers_left_out(AFAMetrics.from_norms(torch.ones(2), torch.ones(2), d_sae=7).compute(), 4.5)
     flat = both.to_dict()
     assert flat["without_outliers_n_tokens"] == 2
@@ -77,14 +95,14 @@ def test_another_version_is_refused(text):
         AFAResult.from_json(text)
 
 
-def test_figures_that_are_missing_are_unknown(result):
+def test_metrics_that_are_missing_are_unknown(result):
     data = result.to_dict()
     del data["l0_q05"], data["ce_loss_score"]
-    assert AFAResult.from_dict(data) == dataclasses.replace(result, l0_q05=None)
+    assert AFAResult.from_dict(data) == result.with_values({"l0_q05": None})
     assert "5-95 %" in str(AFAResult.from_dict(data))
 
 
-def test_figures_that_are_unknown_are_left_out_and_named_once(result):
+def test_metrics_that_are_unknown_are_left_out_and_named_once(result):
     both = result.with_outliers_left_out(result, 4.5)
     with pytest.warns(UserWarning, match=r"not know are left out: \['new', 'without_outliers_newer'\]") as caught:
         assert AFAResult.from_dict({**both.to_dict(), "new": 1.0, "without_outliers_newer": 2}) == both
@@ -104,14 +122,14 @@ def test_evaluations_of_earlier_versions_are_read(tmp_path):
     data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     assert read_report(tmp_path).results["demo"].l0_q05 == data["saes"]["demo"]["figures"]["l0_q05"]
-    figures = data["saes"]["demo"]["figures"]
+    metrics = data["saes"]["demo"]["figures"]
     data["saes"]["demo"]["figures"] = {
-        name: value for name, value in figures.items() if not name.startswith(("ce_", "l0_q", "nmse_q"))
+        name: value for name, value in metrics.items() if not name.startswith(("ce_", "l0_q", "nmse_q"))
     }
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     old = read_report(tmp_path).results["demo"]
     assert old.l0_q05 is old.ce_loss_score is None
-    assert old.l0_mean == figures["l0_mean"]
+    assert old.l0_mean == metrics["l0_mean"]
 
 
 @pytest.mark.parametrize(
@@ -135,30 +153,3 @@ def test_a_row_per_result(result):
     assert list(row.index) == ["mine"]
     assert row.loc["mine", "l0_mean"] == result.l0_mean
     assert len(result.tokens) == 30
-
-
-def test_the_table_says_both_forms_and_leaves_out_what_is_unknown(result):
-    text = str(result)
-    assert "bias as a feature" in text
-    assert "centred" in text
-    assert f"{result.epsilon_lbo_median:.3e}" in text
-    norms_only = str(AFAMetrics.from_norms(torch.rand(5) + 1, torch.rand(5) + 1, d_sae=9).compute())
-    assert "centred" not in norms_only
-    assert "L0" not in norms_only
-    assert all(line == line.rstrip() for line in text.splitlines())
-
-
-def test_several_results_stand_side_by_side(result):
-    lines = results_table({"first": result, "a longer name": result}).splitlines()
-    assert lines[0].split("  ")[-1].strip() == "a longer name"
-    assert len({len(line) for line in lines if line.endswith(tuple("0123456789%"))}) == 1
-
-
-def test_nan_rows_show_in_the_table():
-    from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
-
-    x = torch.randn(5, 4)
-    x[2] = torch.nan
-    assert "with NaN or infinity, left out" in str(
-        evaluate_activations(StandardSAE(StandardSAEConfig(d_in=4, d_sae=6)), x)
-    )

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 
-from sae_lens_afa import _plot_data as data_of
-from sae_lens_afa._plot_styles import BLACK, BLUE, VERMILION, Style
 from sae_lens_afa.evals.moments import Array
+from sae_lens_afa.plots import data as data_of
+from sae_lens_afa.plots.styles import BLACK, BLUE, VERMILION, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

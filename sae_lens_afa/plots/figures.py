@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_lens_afa import _plot_axes as axes_of
-from sae_lens_afa import _plot_data as data_of
-from sae_lens_afa._plot_styles import BLUE, VERMILION, styles_of
 from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.plots import axes as axes_of
+from sae_lens_afa.plots import data as data_of
+from sae_lens_afa.plots.styles import BLUE, VERMILION, styles_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,6 +237,6 @@ def _positive(table: pd.DataFrame, column: str) -> Array:
 
 
 def _html() -> Any:
-    from sae_lens_afa import _plot_html
+    from sae_lens_afa.plots import pages
 
-    return _plot_html
+    return pages

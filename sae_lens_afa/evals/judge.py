@@ -1,4 +1,4 @@
-"""AFA metrics of an SAE over activations that are given."""
+"""One SAE judged on activations that are given."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens_afa.evals import figures
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS, AFAMetrics
+from sae_lens_afa.evals.moments import median
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.sae_space import SAESpace
-from sae_lens_afa.evals.token_norms import check_shapes, token_blocks
+from sae_lens_afa.evals.token_norms import Raw, check_shapes, token_blocks
 
 # Tokens of a stream from which the median norm is taken before the first of them is judged.
 CALIBRATION_TOKENS = 16_384
 
 
 class SAEJudge:
-    """Streams raw activations through one SAE and into its metrics: with all tokens, and without outliers.
+    """A stream of raw activations that goes through one SAE into its metrics: of all tokens, and without outliers.
 
     Args:
         sae: The SAE.
@@ -64,11 +64,11 @@ class SAEJudge:
         self._outlier_norm: float | None = None
 
     def add(self, activations: Tensor, token_index: Tensor | None = None) -> int:
-        """Judge a batch of raw activations; returns its number of tokens.
+        """Judge a batch of raw activations; return its number of tokens.
 
         Args:
             activations: [..., d_in], or [..., heads, d_head].
-            token_index: What `AFAResult.tokens` is to call the tokens, [tokens]; their place in the stream if None.
+            token_index: Numbers of the tokens in `AFAResult.tokens`, [tokens]; their place in the stream if None.
         """
         rows = self.space.rows(activations)
         if token_index is None:
@@ -89,8 +89,8 @@ class SAEJudge:
     def _judge_waiting(self) -> None:
         assert self._multiple is not None
         norms = torch.cat([_norms(rows) for rows, _ in self._waiting])
-        median = figures.median(norms[norms.isfinite()].double().numpy())
-        self._outlier_norm = float("inf") if median is None else self._multiple * median
+        middle = median(norms[norms.isfinite()].double().numpy())
+        self._outlier_norm = float("inf") if middle is None else self._multiple * middle
         waiting, self._waiting = self._waiting, []
         for rows, token_index in waiting:
             self._judge(rows, token_index)
@@ -103,7 +103,7 @@ class SAEJudge:
         start = 0
         for block in token_blocks(
             coded.dense, coded.feature_acts, space.decoder_norm, space.b_dec, coded.recons, scale,
-            token_index.to(coded.dense.device), token_std,
+            token_index.to(coded.dense.device), token_std, Raw(rows.to(coded.raw_recons.device), coded.raw_recons),
         ):  # fmt: skip
             self._metrics.add(block)
             stop = start + block.columns.shape[1]
@@ -112,7 +112,7 @@ class SAEJudge:
             start = stop
 
     def result(self) -> AFAResult:
-        """The figures of all tokens so far.
+        """Return the metrics of all tokens so far.
 
         Raises:
             ValueError: no token is left to judge.
@@ -155,7 +155,7 @@ def evaluate_activations(
             batches. The SAE's own normalisation is applied.
         batch_size: Tokens that are encoded at a time.
         activation_scaler: The trainer's scaling, where it is not folded into the SAE (see `SAESpace`).
-        outlier_norm_multiple: Give the figures also without tokens whose norm is above so many medians
+        outlier_norm_multiple: Give the metrics also without tokens whose norm is above so many medians
             (`AFAResult.without_outliers`); the median is that of the first 16,384 tokens.
         rescale_by_token_std: For an SAE with layer_norm, under which every ||z|| is sqrt(d_in - 1): multiply the
             norms of each token by its own standard deviation. Ratios do not change, correlations become meaningful.
@@ -165,11 +165,21 @@ def evaluate_activations(
         progress: Show a progress bar.
 
     Returns:
-        The figures, and the norms of each token in `tokens`.
+        The metrics, and the norms of each token in `tokens`.
 
     Raises:
         TypeError: a transcoder or a temporal SAE, or activations that are not floating point.
         ValueError: no tokens, or a shape that does not fit; the message says which.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=32))
+        >>> result = afa.evaluate_activations(sae, torch.randn(100, 8))
+        >>> result.n_tokens
+        100
+        >>> result.explained_variance <= 1
+        True
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -186,5 +196,5 @@ def evaluate_activations(
 
 
 def _norms(rows: Tensor) -> Tensor:
-    """Hook-point norms on the CPU."""
+    """Return hook-point norms, on the CPU."""
     return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).cpu()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformerConfig
 
 from sae_lens_afa import AFAResult, TopAFATrainingSAE, TopAFATrainingSAEConfig, evaluate_activations, export_jumprelu
-from sae_lens_afa.evals.run import SAEJudge
+from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.sae_space import SAESpace, architecture_of
 from sae_lens_afa.functional import feature_norm
 
@@ -65,7 +64,7 @@ def activations(*leading: int) -> Tensor:
     return torch.randn(*leading, D_IN) * (0.5 + torch.rand(*leading, 1)) + 0.2
 
 
-def figures(result: AFAResult) -> dict[str, float]:
+def known(result: AFAResult) -> dict[str, float]:
     return {name: value for name, value in result.to_dict().items() if value is not None}
 
 
@@ -116,6 +115,43 @@ def test_every_architecture_and_normalisation(architecture, training, normalizat
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@torch.no_grad()
+def test_explained_variance_at_the_hook_point_is_that_of_the_sae_s_output(normalization, training):
+    sae = build("standard", training=training, normalize_activations=normalization)
+    x = activations(TOKENS)
+    result = evaluate_activations(sae, x, batch_size=7)
+    expected = 1 - ((sae.decode(sae.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()).item()
+    if training:  # batches of one size: a training SAE decodes with the statistics of the batch that it encoded
+        result = evaluate_activations(sae, x)
+    assert result.explained_variance_raw == pytest.approx(expected, rel=1e-5)
+    if normalization == "none":
+        assert result.explained_variance_raw == pytest.approx(result.explained_variance, rel=1e-6)
+    else:
+        assert result.explained_variance_raw != pytest.approx(result.explained_variance, rel=1e-3)
+
+
+def test_explained_variance_at_the_hook_point_undoes_the_scaling_outside_of_the_sae():
+    sae = build("standard", training=True, normalize_activations="expected_average_only_in")
+    x, scaler = activations(TOKENS), ActivationScaler(scaling_factor=2.5)
+    result = evaluate_activations(sae, x, activation_scaler=scaler)
+    with torch.no_grad():
+        error = (sae.decode(sae.encode(2.5 * x)) / 2.5 - x).square().sum()
+    expected = 1 - (error / (x - x.mean(0)).square().sum()).item()
+    assert result.explained_variance_raw == pytest.approx(expected, rel=1e-5)
+
+
+def test_explained_variance_at_the_hook_point_without_outliers():
+    sae = build("standard", training=False, normalize_activations="layer_norm")
+    x = activations(60)
+    x[::20] *= 100
+    result = evaluate_activations(sae, x, outlier_norm_multiple=5.0)
+    kept = evaluate_activations(sae, x[x.norm(dim=-1) <= result.outlier_norm])
+    assert result.without_outliers.explained_variance_raw == pytest.approx(kept.explained_variance_raw, rel=1e-6)
+    assert result.explained_variance_raw != pytest.approx(kept.explained_variance_raw, rel=1e-3)
+
+
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("sparse", [True, False])
 def test_topk_with_sparse_activations_and_with_decoder_norms_in_them(rescale, sparse):
@@ -128,7 +164,7 @@ def test_topk_with_sparse_activations_and_with_decoder_norms_in_them(rescale, sp
     torch.testing.assert_close(torch.tensor(result.tokens.feature_norm), features.detach().double(), rtol=1e-5, atol=0)
 
 
-def test_folding_decoder_norms_into_an_sae_changes_no_figure():
+def test_folding_decoder_norms_into_an_sae_changes_no_metric():
     sae = build("standard", training=False)
     x = activations(TOKENS)
     before = evaluate_activations(sae, x)
@@ -252,9 +288,7 @@ def test_activations_that_require_grad_are_judged_without_their_graph(normalizat
     with_grad = x.clone().requires_grad_() * (1 if leaf else torch.ones(()))
     options = {"outlier_norm_multiple": 3.0}
     assert evaluate_activations(sae, with_grad, **options) == evaluate_activations(sae, x, **options)
-    judge = SAEJudge(sae, **options)
-    judge.add(with_grad)
-    assert not any(rows.requires_grad for rows, _ in judge._waiting)
+    assert not SAEJudge(sae, **options).space.rows(with_grad).requires_grad
 
 
 def test_layer_norm_norms_can_be_seen_in_raw_units():
@@ -290,9 +324,12 @@ def test_scaling_outside_of_the_sae_is_asked_for(normalization):
         scaler.estimate_scaling_factor(D_IN, iter([x]), 1)
     else:
         scaler.estimate_whitening(D_IN, iter([x]), 1)
-    scaled = evaluate_activations(sae, x, activation_scaler=scaler)
-    assert scaled == evaluate_activations(sae, scaler(x), activation_scaler=ActivationScaler())
-    assert scaled != evaluate_activations(sae, x, activation_scaler=ActivationScaler())
+    outside = evaluate_activations(sae, x, activation_scaler=scaler)
+    scaled = evaluate_activations(sae, scaler(x), activation_scaler=ActivationScaler())
+    # Only at the hook point are they not the same.
+    raw = {"explained_variance_raw": outside.explained_variance_raw}
+    assert outside == scaled.with_values(raw)
+    assert outside != evaluate_activations(sae, x, activation_scaler=ActivationScaler()).with_values(raw)
 
 
 def test_a_folded_scaling_factor_gives_the_same_ratios():
@@ -324,7 +361,7 @@ def test_batches_of_any_size_and_iterables_give_one_result():
         evaluate_activations(sae, iter(x)),
         evaluate_activations(sae, [x[:1], x[1:].flatten(0, 1)]),
     ):
-        assert figures(other) == pytest.approx(figures(whole), rel=1e-5)
+        assert known(other) == pytest.approx(known(whole), rel=1e-5)
 
 
 # ---- outliers
@@ -340,13 +377,13 @@ def test_outliers_are_reported_with_and_without():
     assert result.n_tokens == 300
     assert result.without_outliers.n_tokens == 294
     kept = evaluate_activations(sae, x[norms <= result.outlier_norm])
-    assert figures(result.without_outliers) == pytest.approx(figures(kept), rel=1e-5)
-    everything = figures(evaluate_activations(sae, x))
+    assert known(result.without_outliers) == pytest.approx(known(kept), rel=1e-5)
+    everything = known(evaluate_activations(sae, x))
     assert {name: result.to_dict()[name] for name in everything} == pytest.approx(everything, rel=1e-5)
 
 
 def test_the_median_norm_is_that_of_the_first_tokens(monkeypatch):
-    monkeypatch.setattr("sae_lens_afa.evals.run.CALIBRATION_TOKENS", 100)
+    monkeypatch.setattr("sae_lens_afa.evals.judge.CALIBRATION_TOKENS", 100)
     sae = build("standard", training=False)
     x = activations(400)
     x[100:] *= 10
@@ -413,7 +450,7 @@ def test_nan_rows_are_counted():
 
 
 @pytest.mark.parametrize("architecture", INFERENCE)
-def test_rows_with_nan_are_in_no_figure(architecture):
+def test_rows_with_nan_are_in_no_metric(architecture):
     sae = build(architecture, training=False)
     x = activations(20)
     bad = x.clone()
@@ -421,8 +458,8 @@ def test_rows_with_nan_are_in_no_figure(architecture):
     kept = [i for i in range(20) if i not in (3, 7)]
     result = evaluate_activations(sae, bad)
     assert result.n_nonfinite == 2
-    assert figures(dataclasses.replace(result, n_nonfinite=0)) == pytest.approx(
-        figures(evaluate_activations(sae, x[kept])), rel=1e-5
+    assert known(result.with_values({"n_nonfinite": 0})) == pytest.approx(
+        known(evaluate_activations(sae, x[kept])), rel=1e-5
     )
 
 

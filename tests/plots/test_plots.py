@@ -17,9 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_afa import AFAMetrics, TopAFASAE, TopAFASAEConfig, evaluate_activations, plots
-from sae_lens_afa._plot_data import Group, bands, log_density, point_density, zf_panel
-from sae_lens_afa._plot_styles import styles_of
 from sae_lens_afa.functional import epsilon_lbo
+from sae_lens_afa.plots.data import Group, bands, log_density, point_density, zf_panel
+from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.reports.folder import read_tokens, write_report
 
 DATA = Path(__file__).parent / "data"

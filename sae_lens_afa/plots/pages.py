@@ -12,7 +12,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from sae_lens_afa._plot_data import (
+from sae_lens_afa.plots.data import (
     Frontier,
     Group,
     Panel,
@@ -23,7 +23,7 @@ from sae_lens_afa._plot_data import (
     point_density,
     sample,
 )
-from sae_lens_afa._plot_styles import BLACK, BLUE, VERMILION, Style
+from sae_lens_afa.plots.styles import BLACK, BLUE, VERMILION, Style
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,98 @@
+"""Prompts of a text, read once and remembered for the contexts of their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from numpy.typing import NDArray
+from sae_lens import ActivationsStore
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_afa._support import warn
+from sae_lens_afa.evals.judged_tokens import JudgedTokens
+from sae_lens_afa.evals.result import AFAResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+# Tokens before the judged one that its context shows.
+_CONTEXT = 12
+
+
+def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts context"] | None:
+    """Return the next `size` prompts of the store's text, fewer at its end; None beyond it."""
+    prompts: list[Tensor] = []
+    for _ in range(size):
+        try:
+            # One at a time: at the end of the text the store drops a batch that it has begun.
+            prompts.append(store.get_batch_tokens(1, raise_at_epoch_end=True))
+        except StopIteration:
+            break
+    return torch.cat(prompts) if prompts else None
+
+
+class PromptReader:
+    """The prompts of a store's text, read once.
+
+    Args:
+        store: The store.
+        tokens: Tokens that each SAE is to get.
+        max_remembered: Tokens whose prompts are remembered.
+
+    Raises:
+        ValueError: a store of cached activations, which has no token ids.
+    """
+
+    def __init__(self, store: ActivationsStore, tokens: int, max_remembered: int) -> None:
+        if store.dataset is None:
+            raise ValueError(
+                "activation_store reads cached activations and has no token ids: give the activations to"
+                " evaluate_activations instead."
+            )
+        self._store, self._tokens = store, tokens
+        self._width = store.context_size
+        self._prompts: list[NDArray[np.int32]] = []
+        self._max_prompts = -(-max_remembered // self._width)
+        self._n_prompts = 0
+
+    def batches(
+        self, batch_size: int | None, judged: Sequence[JudgedTokens], bar: tqdm[Any]
+    ) -> Iterator[tuple[int, Int[Tensor, "prompts context"]]]:
+        """Yield token ids, with the number of tokens before them, until all of `judged` have read enough."""
+        size = batch_size or self._store.store_batch_size_prompts
+        while not all(each.is_complete for each in judged):
+            batch = next_prompts(self._store, size)
+            if batch is None:
+                read = min(each.n_read for each in judged)
+                if read > 0:
+                    warn(f"the text ended after {read} of {self._tokens} tokens.")
+                return
+            if self._n_prompts < self._max_prompts:
+                self._prompts.append(batch.cpu().numpy().astype(np.int32))
+            yield self._n_prompts * self._width, batch
+            self._n_prompts += len(batch)
+            bar.update(min(each.n_read for each in judged) - bar.n)
+
+    def annotate(self, result: AFAResult, model: HookedRootModule) -> AFAResult:
+        """Return the result with the position, the token and the context of each token that is kept."""
+        tokenizer: Any = getattr(model, "tokenizer", None)
+        prompts = np.concatenate(self._prompts)
+
+        def annotated(tokens: pd.DataFrame) -> pd.DataFrame:
+            place = tokens["token_index"].to_numpy()
+            prompt, position = np.divmod(place, self._width)
+            columns: dict[str, Any] = {"prompt": prompt, "position": position}
+            if tokenizer is not None:
+                known = [prompts[p] if p < len(prompts) else prompts[0][:0] for p in prompt]
+                pairs = list(zip(known, position, strict=True))
+                columns["token"] = tokenizer.batch_decode([ids[i : i + 1] for ids, i in pairs])
+                columns["context"] = tokenizer.batch_decode([ids[max(0, i - _CONTEXT) : i + 1] for ids, i in pairs])
+            return tokens.assign(**columns)
+
+        return result.map_tokens(annotated)
