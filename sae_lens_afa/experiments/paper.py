@@ -179,5 +179,7 @@ def paper_sweep(
         if name is not None and sweep.source.model == DEMO:
             raise ValueError(f"{parameter} {name!r}: the preset {preset!r} has its own {own}; leave it out.")
     source = replace(sweep.source, model=model or sweep.source.model, dataset=dataset or sweep.source.dataset)
-    width = sweep.d_in if model is None else model_width(model)
-    return replace(sweep, source=source, d_in=width, d_sae=sweep.d_sae // sweep.d_in * width)
+    if model is not None:
+        width = model_width(model)
+        sweep = replace(sweep, d_in=width, d_sae=sweep.d_sae // sweep.d_in * width)
+    return replace(sweep, source=source)

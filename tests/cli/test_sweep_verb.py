@@ -21,7 +21,7 @@ def test_a_sweep_that_is_stopped_says_how_to_go_on(tmp_path, monkeypatch, run):
     [
         (["ground-truth", "--preset", "slow"], "slow"),
         (["ground-truth", "--grid", "topk"], "topk"),
-        (["activations", "--activations", "none.safetensors"], "none.safetensors"),
+        (["activations", "--activations", "none.safetensors", "--test", "none.safetensors"], "none.safetensors"),
     ],
 )
 def test_a_wrong_sweep_is_one_line_and_leaves_nothing_behind(tmp_path, args, message, run):

@@ -86,7 +86,7 @@ def test_raw_activations_stay_as_they_are(files, tmp_path):
 
 def test_arms_are_compared_in_the_space_of_the_file(files, tmp_path):
     arms = [Arm("standard", "l1_coefficient", (0.1,), {"normalize_activations": "layer_norm"})]
-    (row,) = run_sweep(activations_sweep(*files, preset="tiny", raw=True, arms=arms, seeds=[0]), tmp_path).rows
+    (row,) = run_sweep(activations_sweep(*files, preset="tiny", raw=True, arms=arms, seeds=[0]), tmp_path / "out").rows
     test = read_matrix(files[1], "test")
     # mse is of the file's numbers, and so is the explained variance that goes with it.
     expected = 1 - row["mse"] * test.numel() / (test - test.mean(0)).square().sum().item()
