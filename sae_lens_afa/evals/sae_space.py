@@ -17,7 +17,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor, nn
 
 from sae_lens_afa.evals.token_norms import decoder_norms
-from sae_lens_afa.saes._checks import check_activations
+from sae_lens_afa.saes._validation import check_activations
 
 _HEAD_HOOKS = ("_z", "_q", "_k", "_v")
 _SCALED_OUTSIDE = ("expected_average_only_in", "covariance_whitening")

@@ -1,24 +1,34 @@
-"""What the architectures here share: a checked input, checked weights, no whitening, and unit-norm training."""
+"""Base classes of the norm-matching architectures: what they check, how they encode, and one template for training."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from sae_lens.saes.sae import SAE, TrainingSAE
+from sae_lens.saes.sae import SAE, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.functional import epsilon_lbo, feature_norm
-from sae_lens_afa.saes._checks import check_activations, check_state_dict
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
-from sae_lens_afa.saes._step import SelectionRule, decode, encode
-from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes._step import (
+    SelectionRule,
+    StepCode,
+    decoder_norm,
+    dense_norm,
+    for_hooks,
+    fused_step,
+    is_observed,
+    pre_activations,
+    times_decoder,
+    uncompiled,
+)
 from sae_lens_afa.saes._unit_norm import arm_once_trained, arm_unit_norm, forget_seen
+from sae_lens_afa.saes._validation import check_activations, check_state_dict
 
 
 class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
@@ -30,19 +40,20 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
 
     @abstractmethod
     def selection_rule(self) -> SelectionRule:
-        """Which features are active, once the SAE is trained."""
+        """Return the rule of the trained SAE, by which features are active."""
         ...
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        """Feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        feature_acts, _ = encode(self, self.normalized_input(x), self.selection_rule())
+        """Return feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
+        hidden_pre, *norms = self._selectable(self.normalized_input(x))
+        feature_acts = self._observable(self.selection_rule().select(hidden_pre, *norms))
         self.remember_code(feature_acts)
         return feature_acts
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction, in the shape and the space of the raw activations, of `feature_acts` [..., d_sae].
+        """Return the reconstruction of `feature_acts` [..., d_sae], in the shape and space of the raw activations.
 
         Under layer_norm this needs the mean and standard deviation of each token, which a code does not hold: the SAE
         keeps them. A tensor that `encode` returned is decoded with its own as long as you hold it, edited in place
@@ -54,10 +65,14 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
             ValueError: the last axis is not d_sae; or under layer_norm, nothing was encoded, or the last batch had
                 another leading shape.
         """
-        return self.decode_with_own_statistics(feature_acts, partial(decode, self))
+        return self.decode_with_own_statistics(feature_acts, self._decode)
+
+    def _decode(self, feature_acts: Tensor) -> Tensor:
+        recons = self.hook_sae_recons(times_decoder(feature_acts, self.W_dec) + self.b_dec)
+        return self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head)
 
     def normalized_input(self, sae_in: Tensor) -> Tensor:
-        """Raw activations as the SAE decodes them: heads joined, normalised, not centred; [..., d_in].
+        """Return raw activations as the SAE decodes them: heads joined, normalised, not centred; [..., d_in].
 
         Raises:
             TypeError: `sae_in` is not a floating-point tensor.
@@ -66,6 +81,15 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
         check_activations(sae_in, self.cfg.d_in, heads=self.hook_z_reshaping_mode)
         x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         return self.run_time_activation_norm_fn_in(x)
+
+    def _selectable(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode a normalised input as far as the selection: pre-activations, dense norms, decoder norms."""
+        hidden_pre = self.hook_sae_acts_pre(pre_activations(x, self.b_dec, self.W_enc))
+        return hidden_pre, dense_norm(x - self.b_dec), decoder_norm(self.W_dec)
+
+    def _observable(self, selected: Tensor) -> Tensor:
+        """Pass the selected activations by their hook point."""
+        return self.hook_sae_acts_post(for_hooks(selected, self.hook_sae_acts_post))
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
@@ -89,7 +113,7 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
 
 
 class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
-    """The same for training: decoder rows at norm 1 where `cfg.unit_norm_decoder`, and figures of how norms match."""
+    """The training form: a template of the step, the decoder constraint, and metrics of how norms match."""
 
     # Of the SAE and not of its W_dec, so that a deep copy has them: whether somebody said that it is trained, and
     # whether its weights are from elsewhere, with rows of any norm.
@@ -97,21 +121,73 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
     _is_new = True
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        self._keep_unit_norm_in_loops()
-        return super().encode(x)
-
-    @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae], of [..., d_in]."""
-        self._keep_unit_norm_in_loops()
-        feature_acts, hidden_pre = encode(self, self.normalized_input(x), self.selection_rule())
+        """Return feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae]."""
+        hidden_pre, *norms = self._selectable(self.normalized_input(x))
+        feature_acts = self._observable(self.selection_rule().select(hidden_pre, *norms))
         self.remember_code(feature_acts)
         return feature_acts, hidden_pre
 
+    @override
+    def _selectable(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # A loop written by hand may train by way of `encode` or `forward` alone.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.keep_unit_norm()
+        return super()._selectable(x)
+
+    # ---- a training step
+
+    def rule_at(self, step_input: TrainStepInput) -> SelectionRule:  # noqa: ARG002  (for those that change)
+        """Return the rule at this step of training; by default that of the trained SAE."""
+        return self.selection_rule()
+
+    def begin_step(self, x: Tensor, step_input: TrainStepInput) -> None:
+        """Do what is due before a batch is encoded; `x` is the batch, normalised and without gradient."""
+
+    def reconstruction_loss(self, x: Tensor, recons: Tensor) -> Tensor:
+        """Return the squared error in SAELens' scale: summed over features, mean over tokens."""
+        return (recons - x).square().sum(-1).mean()
+
+    @override
+    def calculate_aux_loss(
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
+        return {}
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self.keep_unit_norm()
+        x = self.normalized_input(step_input.sae_in)
+        self.begin_step(x.detach(), step_input)
+        rule = self.rule_at(step_input)
+        feature_acts, hidden_pre, decoded = self.code(x, rule)
+        self.remember_code(feature_acts)
+        recons = self.hook_sae_recons(decoded + self.b_dec)
+        losses = {"mse_loss": self.reconstruction_loss(x, recons)}
+        losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
+        return TrainStepOutput(
+            sae_in=step_input.sae_in,
+            sae_out=self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head),
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=self.step_metrics(x, feature_acts, rule) if step_input.is_logging_step else {},
+        )
+
+    def code(self, x: Tensor, rule: SelectionRule) -> StepCode:
+        """Encode, select by `rule` and decode a normalised input, in parts only where somebody looks at them."""
+        observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
+        if not (torch.compiler.is_compiling() or observed):
+            return fused_step(x, self.b_dec, self.W_enc, self.W_dec, rule)
+        hidden_pre, *norms = self._selectable(x)
+        feature_acts = self._observable(rule.select(hidden_pre, *norms))
+        return StepCode(feature_acts, hidden_pre, times_decoder(feature_acts, self.W_dec))
+
     @torch.no_grad()
-    def norm_metrics(self, x: Tensor, feature_acts: Tensor) -> dict[str, Any]:
-        """How well norms match on this batch, in the paper's form (the bias as a feature, x un-centred).
+    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: SelectionRule) -> dict[str, Any]:  # noqa: ARG002
+        """Measure how well norms match on this batch, in the paper's form (the bias as a feature, x un-centred).
 
         Tokens that are not finite are left out and counted: their codes are all of d_sae wide, and say nothing.
         """
@@ -128,17 +204,24 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
             "n_nonfinite": (~finite).sum(),
         }
 
+    # ---- the decoder constraint
+
+    @property
+    def holds_unit_norm(self) -> bool:
+        """Whether decoder rows are kept at norm 1 while training."""
+        return True
+
     @override
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        if mode and self.cfg.unit_norm_decoder:
+        if mode and self.holds_unit_norm:
             self._hold_unit_norm(fold=self._is_new)
         return self
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
         super().load_weights_from_checkpoint(checkpoint_path)
-        if self.cfg.unit_norm_decoder:
+        if self.holds_unit_norm:
             self._hold_unit_norm(fold=False)
 
     @override
@@ -150,22 +233,17 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
 
     @uncompiled
     def keep_unit_norm(self) -> None:
-        """What a training pass does first for the decoder constraint.
+        """Begin a training pass, as far as the decoder constraint goes.
 
         `train` says that the SAE is trained, and the constraint holds from then on, whatever parameter takes the place
         of W_dec. Without that word it holds from the second step of a loop on.
         """
-        if not (self.training and self.cfg.unit_norm_decoder):
+        if not (self.training and self.holds_unit_norm):
             return
         if self._is_trained:
             self._hold_unit_norm(fold=self._is_new)
         else:
             arm_once_trained(self)
-
-    def _keep_unit_norm_in_loops(self) -> None:
-        """The same for a loop written by hand, which may train by way of `encode` or `forward` alone."""
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self.keep_unit_norm()
 
     def _hold_unit_norm(self, *, fold: bool) -> None:
         arm_unit_norm(self, fold=fold)

@@ -1,18 +1,18 @@
-"""Encode, select and decode, and all three as one differentiable step that computes no gradient it does not need.
+"""The parts of a training step on tensors, and all of them as one autograd step that computes no gradient needlessly.
 
-Two things make it cheaper than its parts. b_dec is subtracted from the input, and autograd would find its gradient
-through the gradient of that input, a matmul as large as the encoder's; but d b_dec = -(sum over tokens of the
+Two things make the fused step cheaper than its parts. b_dec is subtracted from the input, and autograd would find its
+gradient through the gradient of that input, a matmul as large as the encoder's; but d b_dec = -(sum over tokens of the
 pre-activations' gradient) W_enc^T needs none. And where few features are active, decoding and the gradients of both
 weights touch only these (`sae_lens_afa.sparse`).
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import SAE
 from sae_lens.saes.topk_sae import SparseHookPoint
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -21,9 +21,16 @@ from transformer_lens.hook_points import HookPoint
 from sae_lens_afa import sparse
 from sae_lens_afa._memory import empty, in_shape
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
-class Coded(NamedTuple):
-    """What a training step needs of a batch; `decoded` is feature_acts @ W_dec, without the bias."""
+
+def uncompiled(method: _Method) -> _Method:
+    """Keep a method out of torch.compile's graphs: one that counts batches would be compiled anew for each count."""
+    return cast(_Method, torch.compiler.disable(method))
+
+
+class StepCode(NamedTuple):
+    """Codes of a batch as a training step needs them; `decoded` is feature_acts @ W_dec, without the bias."""
 
     feature_acts: Float[Tensor, "*tokens d_sae"]
     hidden_pre: Float[Tensor, "*tokens d_sae"]
@@ -31,7 +38,7 @@ class Coded(NamedTuple):
 
 
 class SelectionRule(Protocol):
-    """Which features of a token are active, as the architecture and the moment of training have it."""
+    """The rule by which a token's features are active, as the architecture and the moment of training have it."""
 
     def select(
         self,
@@ -39,61 +46,41 @@ class SelectionRule(Protocol):
         dense_norm: Float[Tensor, "*tokens"],
         decoder_norm: Float[Tensor, " d_sae"],
     ) -> Float[Tensor, "*tokens d_sae"]:
-        """Feature activations: `hidden_pre` where selected, else 0, by the norm ||x - b_dec|| of the token.
+        """Return `hidden_pre` where selected, else 0, by the norm ||x - b_dec|| of the token.
 
         The gradient is that of a constant mask: 1 for what is selected, 0 for the rest.
         """
         ...
 
 
-def encode(
-    sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule
-) -> tuple[Float[Tensor, "*tokens d_sae"], Float[Tensor, "*tokens d_sae"]]:
-    """Feature activations and pre-activations of a normalised input."""
-    hidden_pre = sae.hook_sae_acts_pre(_Encode.apply(x, sae.b_dec, _in_autocast_dtype(sae.W_enc)))
-    selected = rule.select(hidden_pre, _dense_norm(x - sae.b_dec), _decoder_norm(sae.W_dec))
-    return sae.hook_sae_acts_post(for_hooks(selected, sae.hook_sae_acts_post)), hidden_pre
+def pre_activations(
+    x: Float[Tensor, "*tokens d_in"], b_dec: Float[Tensor, " d_in"], W_enc: Float[Tensor, "d_in d_sae"]
+) -> Float[Tensor, "*tokens d_sae"]:
+    """Encode: (x - b_dec) W_enc, in autocast's type under autocast. Differentiable any number of times."""
+    return _Encode.apply(x, b_dec, _in_autocast_dtype(W_enc))  # pyright: ignore[reportReturnType]
 
 
-def for_hooks(selected: Float[Tensor, "*tokens d_sae"], point: nn.Module) -> Float[Tensor, "*tokens d_sae"]:
-    """Feature activations as a hook point is to get them: a copy where a hook might edit them before a gradient.
-
-    The selection's gradient is masked by its own output, so that an edited output could not be differentiated.
-    """
-    return selected.clone() if selected.requires_grad and _is_observed(point) else selected
-
-
-def decode(sae: SAE[Any], feature_acts: Float[Tensor, "*tokens d_sae"]) -> Tensor:
-    """Reconstruction, in the shape and the space of the raw activations."""
-    recons = sae.hook_sae_recons(_times_decoder(feature_acts, sae.W_dec) + sae.b_dec)
-    return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(recons), sae.d_head)
-
-
-def code(sae: SAE[Any], x: Float[Tensor, "*tokens d_in"], rule: SelectionRule) -> Coded:
-    """One fused autograd step; falls back to `encode` when a hook is attached or while compiling.
-
-    Differentiable once.
-    """
-    observed = _is_observed(sae.hook_sae_acts_pre) or _is_observed(sae.hook_sae_acts_post)
-    if torch.compiler.is_compiling() or observed:
-        feature_acts, hidden_pre = encode(sae, x, rule)
-        return Coded(feature_acts, hidden_pre, _times_decoder(feature_acts, sae.W_dec))
-    W_enc, W_dec = _in_autocast_dtype(sae.W_enc), _in_autocast_dtype(sae.W_dec)
-    coded: Any = _Code.apply(x, sae.b_dec, W_enc, W_dec, _decoder_norm(sae.W_dec), rule)
-    return Coded(*coded)
-
-
-def _dense_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
+def dense_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:
+    """Return ||x - b_dec|| in float64, or the best that the device has; a constant for the gradient."""
     accurate = torch.float32 if x_centered.device.type == "mps" else torch.float64
     return torch.linalg.vector_norm(x_centered.detach(), dim=-1, dtype=accurate)
 
 
-def _decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
-    return torch.linalg.vector_norm(W_dec.detach(), dim=-1, dtype=torch.promote_types(W_dec.dtype, torch.float32))
+def decoder_norm(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
+    """Return the norms of the decoder's rows; constants for the gradient."""
+    return torch.linalg.vector_norm(W_dec.detach(), dim=-1, dtype=_accurate(W_dec))
 
 
-def _times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
-    """feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
+def for_hooks(selected: Float[Tensor, "*tokens d_sae"], point: nn.Module) -> Float[Tensor, "*tokens d_sae"]:
+    """Return feature activations as a hook point is to get them: a copy where a hook might edit them.
+
+    The selection's gradient is masked by its own output, so that an edited output could not be differentiated.
+    """
+    return selected.clone() if selected.requires_grad and is_observed(point) else selected
+
+
+def times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Tensor:
+    """Multiply: feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
     if not (torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)):
         rows = feature_acts.reshape(-1, feature_acts.shape[-1])
         active = sparse.active_features(rows) if feature_acts.dtype == W_dec.dtype else None
@@ -102,10 +89,17 @@ def _times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Te
     return feature_acts @ W_dec
 
 
-def _is_observed(point: nn.Module) -> bool:
-    """Whether anybody may look at, or change, what passes this hook point or its gradient."""
+def is_observed(point: nn.Module) -> bool:
+    """Tell whether anybody may look at, or change, what passes this hook point or its gradient."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return type(point) not in (HookPoint, SparseHookPoint) or any(getattr(point, kind) for kind in kinds)
+
+
+def fused_step(x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, rule: SelectionRule) -> StepCode:
+    """Encode, select and decode [..., d_in] as one autograd step. Differentiable once; no hook sees inside."""
+    weights = _in_autocast_dtype(W_enc), _in_autocast_dtype(W_dec)
+    outputs: Any = _FusedStep.apply(x, b_dec, *weights, decoder_norm(W_dec), rule)
+    return StepCode(*outputs)
 
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:
@@ -116,6 +110,8 @@ def _in_autocast_dtype(weight: Tensor) -> Tensor:
 
 
 class _Encode(torch.autograd.Function):
+    """The encoder, with the gradient of b_dec from sums over tokens."""
+
     @staticmethod
     def forward(x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
         return _matmul((x - b_dec).to(W_enc.dtype), W_enc)
@@ -135,8 +131,13 @@ class _Encode(torch.autograd.Function):
         return grad_x, grad_b_dec, _matmul(x_centered.T, rows)
 
 
-class _Code(torch.autograd.Function):
-    """From [*tokens, d_in]: the selected activations, the pre-activations, and the decoded activations."""
+class _FusedStep(torch.autograd.Function):
+    """The whole step: from x [*tokens, d_in] to the three tensors of a `StepCode`.
+
+    The mask is a constant, so with g the gradient of the decoded codes the gradient of the pre-activations is
+    (g W_dec^T + what comes to the codes directly) where selected, plus what comes to the pre-activations directly. All
+    weights' gradients follow from it: by matmuls, or from the list of active features alone where that is faster.
+    """
 
     @staticmethod
     def forward(
@@ -145,10 +146,10 @@ class _Code(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         leading = x.shape[:-1]
         x_centered = (x - b_dec).reshape(-1, x.shape[-1])
-        dense_norm = _dense_norm(x_centered)
+        norm = dense_norm(x_centered)
         x_centered = x_centered.to(W_enc.dtype)
         hidden_pre = _matmul(x_centered, W_enc)
-        feature_acts = rule.select(hidden_pre, dense_norm, norms)
+        feature_acts = rule.select(hidden_pre, norm, norms)
         # The gradient of x needs that of every pre-activation.
         active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
         decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
@@ -187,7 +188,7 @@ class _Code(torch.autograd.Function):
 
 
 def _bias_gradient(sums: Tensor, W_enc: Tensor) -> Tensor:
-    """-(sum over tokens of the pre-activations' gradient) W_enc^T."""
+    """Return -(sum over tokens of the pre-activations' gradient) W_enc^T."""
     return -(W_enc.to(sums.dtype) @ sums)
 
 
@@ -196,7 +197,7 @@ def _accurate(tensor: Tensor) -> torch.dtype:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b into fresh memory, where no gradient of it is recorded."""
+    """Multiply a @ b into fresh memory, where no gradient of it is recorded."""
     if a.ndim == 1 or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return a @ b
     shape = torch.Size((*a.shape[:-1], b.shape[1]))

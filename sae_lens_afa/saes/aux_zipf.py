@@ -8,8 +8,8 @@ predicts. That is the paper's text. This package's choices:
   expects of its own rank; `dying_fraction` is the share of that below which it counts as under-used.
 - Dead features (SAELens' mask) have SAELens' own loss. Features that are under-used but alive have the same loss beside
   it, with no more of them on a token than k. With SAELens' d_in // 2 of them, a hundred under-used features
-  reconstruct the residual as a dense code of their own, in which none grows strong enough to be matched: on the data of
-  benchmarks/dead_features.py that left more dead features than no such loss.
+  reconstruct the residual as a dense code of their own, in which none grows strong enough to be matched: that left more
+  dead features than no such loss (docs/results).
 
 With a fraction of 0 all is SAELens' loss for dead features.
 """
@@ -17,13 +17,15 @@ With a fraction of 0 all is SAELens' loss for dead features.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.saes._tracked import TrackedState, uncompiled
+from sae_lens_afa.saes._step import uncompiled
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, expected_densities, fit_zipf
 
 __all__ = ["DensityTracking", "aux_zipf_loss"]
@@ -37,12 +39,10 @@ def aux_zipf_loss(
     *,
     coefficient: float,
     k_aux: int | None = None,
-    scale_by_count: bool = True,
     rescale_acts_by_decoder_norm: bool = False,
-    positive_only: bool = False,
     token_scale: Tensor | None = None,
 ) -> Tensor:
-    """Squared error, summed over d_in, of the residual's reconstruction by under-used features.
+    """Return the squared error, summed over d_in, of the residual's reconstruction by under-used features.
 
     With SAELens' dead features as `under_used` and all else at its default, this is the auxiliary loss of SAELens'
     TopK and BatchTopK. Its cost is that of the under-used features, not of all.
@@ -54,13 +54,19 @@ def aux_zipf_loss(
         W_dec: Decoder, [d_sae, d_in].
         coefficient: Weight of the loss.
         k_aux: Most of them that take part on one token, those with the largest pre-activations; None: d_in // 2.
-        scale_by_count: Weigh the loss by (number under-used) / k_aux while that is less than 1.
         rescale_acts_by_decoder_norm: `hidden_pre` carries the norms of the decoder rows, as in SAELens' TopK.
-        positive_only: Negative pre-activations count as 0; else they take part as they are, as in SAELens.
         token_scale: Factor from the space in which the SAE decodes to that of `residual`, [..., 1].
 
     Returns:
-        The loss, a scalar.
+        The loss, a scalar; weighed by (number under-used) / k_aux while that is less than 1, as in SAELens.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.saes.aux_zipf import aux_zipf_loss
+        >>> dead = torch.tensor([True, False])
+        >>> residual, W_dec = torch.tensor([[3.0, 4.0]]), torch.eye(2)
+        >>> aux_zipf_loss(dead, torch.tensor([[2.0, 9.0]]), residual, W_dec, coefficient=1.0)
+        tensor(17.)
     """
     if under_used is None or coefficient == 0:
         return residual.new_zeros(())
@@ -69,8 +75,6 @@ def aux_zipf_loss(
         return residual.new_zeros(())
     k_aux = max(1, W_dec.shape[1] // 2) if k_aux is None else k_aux
     acts = hidden_pre[..., index]
-    if positive_only:
-        acts = acts.relu()
     if len(index) > k_aux:
         largest = acts.topk(k_aux, dim=-1, sorted=False)
         acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
@@ -79,16 +83,15 @@ def aux_zipf_loss(
         acts = acts * (1 / rows.norm(dim=-1))
     if token_scale is not None:
         acts = acts * token_scale
-    scale = min(len(index) / k_aux, 1.0) if scale_by_count else 1.0
-    return coefficient * scale * (acts @ rows - residual).square().sum(-1).mean()
+    return coefficient * min(len(index) / k_aux, 1.0) * (acts @ rows - residual).square().sum(-1).mean()
 
 
-class DensityTracking(TrackedState):
+class DensityTracking(TrainingSAE[Any]):
     """A moving average of feature densities and the Zipf law fitted to it; a base beside SAELens' own.
 
-    The config has `density_lr` and `dying_fraction`. A class that needs no densities while `dying_fraction` is 0 sets
-    `_densities_are_optional`, and then has no such state. All state is tracked (see `TrackedState`), so that a resumed
-    run goes on as it was.
+    The config has `density_lr` and `dying_fraction`. The buffers named in `_tracked` are persistent, so that a resumed
+    run goes on as it was; they keep their precision whatever dtype the SAE is cast to, and are no part of the saved
+    inference model.
 
     Attributes:
         density: Moving average of each feature's density, [d_sae]: the mean over the first 1 / density_lr
@@ -101,27 +104,20 @@ class DensityTracking(TrackedState):
     n_batches_observed: Tensor
     zipf_law: Tensor
     _tracked: tuple[str, ...] = ("density", "n_batches_observed", "zipf_law")
-    _densities_are_optional = False
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         super().__init__(cfg, use_error_term)
-        if self._densities_are_optional and cfg.dying_fraction == 0:
-            self._tracked = ()
-        else:
-            self._register_densities(cfg)
-        # Derived from the buffers, so that a step on an accelerator need not wait for them.
-        self._expected: Tensor | None = None
-        self._n_observed: int | None = None
-
-    def _register_densities(self, cfg: Any) -> None:
         device = self.W_dec.device
         self.register_buffer("density", torch.zeros(cfg.d_sae, dtype=torch.float32, device=device))
         self.register_buffer("n_batches_observed", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("zipf_law", torch.full((3,), torch.nan, dtype=torch.float32, device=device))
+        # Derived from the buffers, so that a step on an accelerator need not wait for them.
+        self._expected: Tensor | None = None
+        self._n_observed: int | None = None
 
     @property
     def n_observed(self) -> int:
-        """`n_batches_observed`, without waiting for the device."""
+        """Number of batches observed, without waiting for the device."""
         if self._n_observed is None:
             self._n_observed = int(self.n_batches_observed)
         return self._n_observed
@@ -135,7 +131,7 @@ class DensityTracking(TrackedState):
         self.density.lerp_((counts / n_tokens).to(self.density.dtype), rate)
 
     def step_of(self, trainer_step: int) -> int:
-        """The step that this is: a checkpoint of SAELens counts one less than was trained, our own count goes on."""
+        """Return the step that this is: a checkpoint of SAELens counts one too few, our own count goes on."""
         return max(trainer_step, self.n_observed)
 
     def refit_law_if_due(self, step: int) -> None:
@@ -152,7 +148,7 @@ class DensityTracking(TrackedState):
 
     @uncompiled
     def expected_by_rank(self) -> Tensor | None:
-        """What the law in force expects of each rank, [d_sae]; None before the first fit."""
+        """Return the densities that the law in force expects of the ranks, [d_sae]; None before the first fit."""
         if self._expected is None:
             exponent, offset, l0 = self.zipf_law.tolist()
             if math.isnan(exponent):
@@ -162,12 +158,12 @@ class DensityTracking(TrackedState):
         return self._expected
 
     def features_by_density(self) -> Tensor:
-        """The features from the most to the least frequent, equals in their order, [d_sae]."""
+        """Return the features from the most to the least frequent, equals in their order, [d_sae]."""
         return self.density.argsort(descending=True, stable=True)
 
     @torch.no_grad()
     def under_used(self, dead: Tensor | None) -> Tensor | None:
-        """Which features are below `dying_fraction` of what is expected of their rank without being dead, [d_sae].
+        """Mark the features below `dying_fraction` of what is expected of their rank that are not dead, [d_sae].
 
         None if no such thing is known: with a fraction of 0, or before the first fit.
         """
@@ -179,6 +175,33 @@ class DensityTracking(TrackedState):
         rare[order] = self.density[order] < self.cfg.dying_fraction * expected
         return rare if dead is None else rare & ~dead
 
-    @override
     def drop_caches(self) -> None:
+        """Forget what was derived from the buffers, which have been replaced."""
         self._expected = self._n_observed = None
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        for name in self._tracked:
+            state_dict.pop(name, None)
+
+    # A cast to bfloat16, in which a moving average stands still, is for the weights alone. SAELens casts on loading.
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        self.drop_caches()
+        dtypes = {name: self.get_buffer(name).dtype for name in self._tracked}
+        keys = super().load_state_dict(state_dict, strict, assign)
+        for name, dtype in dtypes.items():
+            self._buffers[name] = self.get_buffer(name).to(dtype)
+        return keys
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.drop_caches()
+        kept = {name: self.get_buffer(name) for name in self._tracked}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            moved = self.get_buffer(name)
+            if moved.dtype != before.dtype:
+                self._buffers[name] = (moved if before.is_meta else before).to(moved.device, before.dtype)
+        return self

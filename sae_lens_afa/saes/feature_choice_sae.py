@@ -31,9 +31,9 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.saes._checks import check_choice, check_integer, check_number
 from sae_lens_afa.saes._matching import feature_choice, finite_tokens, firing_counts, reached_counts
-from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes._step import uncompiled
+from sae_lens_afa.saes._validation import check_choice, check_integer, check_number
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
 from sae_lens_afa.saes.zipf import MIN_FEATURES, ZipfLaw, allocate_matches, expected_densities, fit_zipf
 

@@ -27,11 +27,10 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.saes._checks import check_integer, check_layer_norm_width, check_number
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
 from sae_lens_afa.saes._matching import as_compared, finite_tokens, firing_counts, just_below, matches_of, mutual_choice
-from sae_lens_afa.saes._step import for_hooks
-from sae_lens_afa.saes._tracked import uncompiled
+from sae_lens_afa.saes._step import for_hooks, uncompiled
+from sae_lens_afa.saes._validation import check_integer, check_layer_norm_width, check_number
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
 
 __all__ = [

@@ -1,41 +1,22 @@
 """top-AFA: an SAE that picks the number of active features per token by matching norms (arXiv 2503.24277, section 5).
 
-The rule itself is in `sae_lens_afa.selection`, the loss term in `sae_lens_afa.functional.afa_loss`.
+The rule itself is `sae_lens_afa.selection.norm_matching_topk`, the loss term `sae_lens_afa.functional.afa_loss`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from sae_lens.saes.sae import (
-    SAE,
-    SAEConfig,
-    TrainCoefficientConfig,
-    TrainingSAE,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
-from torch import Tensor
+from jaxtyping import Bool, Float
+from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
+from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import afa_loss, sparsity_loss
-from sae_lens_afa.saes import _initial
 from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
-from sae_lens_afa.saes._checks import (
-    check_choice,
-    check_integer,
-    check_number,
-    check_shape_fields,
-)
-from sae_lens_afa.saes._dead_latents import dead_latent_loss
-from sae_lens_afa.saes._matching import finite_tokens, firing_counts
-from sae_lens_afa.saes._step import code
-from sae_lens_afa.saes._tracked import uncompiled
-from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
+from sae_lens_afa.saes._validation import check_choice, check_integer, check_number, check_shape_fields
 from sae_lens_afa.selection import norm_matching_topk
 
 __all__ = [
@@ -54,7 +35,7 @@ class NormMatching(NamedTuple):
     target_ratio: float
 
     def select(self, hidden_pre: Tensor, dense_norm: Tensor, decoder_norm: Tensor) -> Tensor:
-        """See `SelectionRule`."""
+        """Keep so many; see `SelectionRule`."""
         return norm_matching_topk(hidden_pre, self.target_ratio * dense_norm, decoder_norm)
 
 
@@ -68,6 +49,11 @@ class TopAFASAEConfig(SAEConfig):
     Raises:
         ValueError: `apply_b_dec_to_input=False`, a normalisation that changes the norms the rule compares, a ratio
             that is not positive, or a size below 1; the message names the field.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.TopAFASAEConfig(d_in=8, d_sae=32).target_ratio
+        1.0
     """
 
     target_ratio: float = 1.0
@@ -85,12 +71,22 @@ class TopAFASAEConfig(SAEConfig):
 
 
 class TopAFASAE(NormMatchingSAE, SAE[TopAFASAEConfig]):
-    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else."""
+    """A trained top-AFA SAE: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in], nothing else.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=32))
+        >>> x = torch.randn(5, 8)
+        >>> feature_acts = sae.encode(x)
+        >>> feature_acts.shape, sae.decode(feature_acts).shape
+        (torch.Size([5, 32]), torch.Size([5, 8]))
+    """
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        _initial.as_reference(self)
+        _initialize_as_reference(self)
 
     @override
     def selection_rule(self) -> NormMatching:
@@ -113,9 +109,6 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         target_ratio: What norm to match, in the selection and in the loss, as a multiple of the dense norm. 1 is the
             paper's. Sparse codes leave part of the norm out (0.55 to 0.7 are usual): a lower ratio asks for fewer
             features.
-        dying_fraction: Train latents that are under-used, too: those that fire less than this fraction of what a
-            Zipf law of the densities expects (see `sae_lens_afa.saes.aux_zipf`). 0, the paper's: dead ones only.
-        density_lr: Rate of the moving average of densities, which are tracked where `dying_fraction` is not 0.
         loss_reduction: "sum" over features, SAELens' scale: every term is d_in times the paper's.
             "mean": the paper's own.
         unit_norm_decoder: Keep decoder rows at norm 1 while training (see `sae_lens_afa.saes._unit_norm`).
@@ -128,6 +121,12 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
 
     Raises:
         ValueError: a value outside its range; the message names the field and what it may be.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> cfg = afa.TopAFATrainingSAEConfig(d_in=768, d_sae=12288, target_ratio=0.7)
+        >>> cfg.afa_coefficient, cfg.normalize_activations
+        (0.03125, 'layer_norm')
     """
 
     afa_coefficient: float = PAPER_AFA_COEFFICIENT
@@ -137,8 +136,6 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
     aux_loss_coefficient: float = 1 / 32
     k_aux: int = 512
     target_ratio: float = 1.0
-    dying_fraction: float = 0.0
-    density_lr: float = 0.01
     loss_reduction: Literal["sum", "mean"] = "sum"
     unit_norm_decoder: bool = True
     detach_aux_residual: bool = True
@@ -163,8 +160,6 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
         check_number(self, "aux_loss_coefficient")
         check_integer(self, "k_aux", at_least=1)
         check_number(self, "target_ratio", positive=True)
-        check_number(self, "dying_fraction", at_most=1)
-        check_number(self, "density_lr", positive=True, at_most=1)
         check_choice(self, "loss_reduction", ("sum", "mean"))
         if self.decoder_init_norm is not None:
             check_number(self, "decoder_init_norm", positive=True)
@@ -173,35 +168,49 @@ class TopAFATrainingSAEConfig(TrainingSAEConfig):
     def paper(
         cls, *, d_in: int, d_sae: int, afa_coefficient: float = PAPER_AFA_COEFFICIENT, **overrides: Any
     ) -> TopAFATrainingSAEConfig:
-        """The reference implementation's setting: losses as means over features, auxiliary residual not detached.
+        """Return the reference implementation's setting: losses as means over features, residual not detached.
 
         Args:
             d_in: Width of the activations.
             d_sae: Number of features; the paper's GPT-2 runs have 16 * d_in.
             afa_coefficient: The one hyperparameter that the paper varies (1/128 to 1/16).
             overrides: Any other field.
+
+        Example:
+            >>> import sae_lens_afa as afa
+            >>> afa.TopAFATrainingSAEConfig.paper(d_in=768, d_sae=12288).loss_reduction
+            'mean'
         """
         settings: dict[str, Any] = {"loss_reduction": "mean", "detach_aux_residual": False, **overrides}
         return cls(d_in=d_in, d_sae=d_sae, afa_coefficient=afa_coefficient, **settings)
 
 
-class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
+class TopAFATrainingSAE(NormMatchingTrainingSAE, TrainingSAE[TopAFATrainingSAEConfig]):
     """top-AFA with its training loss; saved for inference as a `TopAFASAE`.
 
     All losses are taken in the space in which the SAE decodes, after input normalisation, so they mean the same
-    for every model. With a `dying_fraction` it has the buffers of `DensityTracking`.
-    `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`, `afa_loss`,
-    `auxiliary_reconstruction_loss` and, where it has a coefficient, `sparsity_loss`; `sae_out` is in the space of the
-    raw input.
-    """
+    for every model. `training_forward_pass` returns them, each already times its coefficient, as `mse_loss`,
+    `afa_loss`, `auxiliary_reconstruction_loss` and, where it has a coefficient, `sparsity_loss`; `sae_out` is in the
+    space of the raw input.
 
-    _densities_are_optional = True
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=8, d_sae=32))
+        >>> sae.encode(torch.randn(2, 3, 8)).shape
+        torch.Size([2, 3, 32])
+    """
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
         if self.cfg.decoder_init_norm is None:
-            _initial.as_reference(self)
+            _initialize_as_reference(self)
+
+    @property
+    @override
+    def holds_unit_norm(self) -> bool:
+        return self.cfg.unit_norm_decoder
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -215,40 +224,25 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
     def selection_rule(self) -> NormMatching:
         return NormMatching(self.cfg.target_ratio)
 
+    @property
+    def _loss_scale(self) -> int:
+        """Factor from the paper's means over features to the sums over features that SAELens logs and compares."""
+        return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
+
     @override
-    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self.keep_unit_norm()
-        x = self.normalized_input(step_input.sae_in)
-        self._refit_law(step_input.n_training_steps)
-        feature_acts, hidden_pre, decoded = code(self, x, self.selection_rule())
-        self.remember_code(feature_acts)
-        recons = self.hook_sae_recons(decoded + self.b_dec)
-        losses = {"mse_loss": self._loss_scale * (recons - x).square().mean()}
-        losses |= self.calculate_aux_loss(replace(step_input, sae_in=x), feature_acts, hidden_pre, recons)
-        self._observe(feature_acts.detach())
-        return TrainStepOutput(
-            sae_in=step_input.sae_in,
-            sae_out=self.reshape_fn_out(self.run_time_activation_norm_fn_out(recons), self.d_head),
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
-            loss=torch.stack(list(losses.values())).sum(),
-            losses=losses,
-            metrics=self.norm_metrics(x, feature_acts) if step_input.is_logging_step else {},
-        )
+    def reconstruction_loss(self, x: Tensor, recons: Tensor) -> Tensor:
+        return self._loss_scale * (recons - x).square().mean()
 
     @override
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        """The terms beside the MSE; `step_input.sae_in` and `sae_out` are in the SAE's normalised space."""
         x, dead, residual = step_input.sae_in, step_input.dead_neuron_mask, step_input.sae_in - sae_out
         if self.cfg.detach_aux_residual:
             residual = residual.detach()
         aux_loss = residual.new_zeros(())
         if dead is not None and self.cfg.aux_loss_coefficient > 0:
-            aux_loss = dead_latent_loss(dead, feature_acts, hidden_pre, residual, self.W_dec, self.cfg.k_aux)
-        if self.cfg.dying_fraction > 0:
-            aux_loss = aux_loss + self._under_used_latent_loss(dead, hidden_pre, residual)
+            aux_loss = _dead_latent_loss(dead, feature_acts, hidden_pre, residual, self.W_dec, self.cfg.k_aux)
         afa = afa_loss(feature_acts, self.cfg.target_ratio * x)
         losses = {
             "afa_loss": step_input.coefficients["afa"] * self._loss_scale * afa,
@@ -259,35 +253,34 @@ class TopAFATrainingSAE(DensityTracking, NormMatchingTrainingSAE, TrainingSAE[To
             losses["sparsity_loss"] = step_input.coefficients["sparsity"] * self._loss_scale * spread
         return losses
 
-    @uncompiled
-    def _under_used_latent_loss(self, dead: Tensor | None, hidden_pre: Tensor, residual: Tensor) -> Tensor:
-        """The same by latents that fire too rarely, no more of them on a token than are active on average."""
-        l0 = math.ceil(float(self.density.sum()))
-        return aux_zipf_loss(
-            self.under_used(dead),
-            hidden_pre,
-            residual,
-            self.W_dec,
-            coefficient=1 / self.cfg.d_in,
-            k_aux=min(max(l0, 1), self.cfg.k_aux),
-            scale_by_count=False,
-            positive_only=True,
-        )
 
-    @uncompiled
-    def _refit_law(self, trainer_step: int) -> None:
-        if self.cfg.dying_fraction > 0 and self.training:
-            self.refit_law_if_due(self.step_of(trainer_step))
+def _initialize_as_reference(sae: SAE[Any]) -> None:
+    """Set the AFA authors' weights: W_enc uniform within +-sqrt(6 / d_sae), W_dec its row-normalised transpose."""
+    bound = (6 / sae.cfg.d_sae) ** 0.5
+    nn.init.uniform_(sae.W_enc.data, -bound, bound)
+    sae.W_dec.data = nn.functional.normalize(sae.W_enc.data.T, dim=-1).contiguous()
 
-    @uncompiled
-    def _observe(self, feature_acts: Tensor) -> None:
-        if self.cfg.dying_fraction > 0 and self.training:
-            finite = finite_tokens(feature_acts)
-            feature_acts = feature_acts if finite is None else feature_acts[finite]
-            if feature_acts.numel() > 0:
-                self.observe_densities(firing_counts(feature_acts), feature_acts.shape[:-1].numel())
 
-    @property
-    def _loss_scale(self) -> int:
-        """From the paper's means over features to the sums over features that SAELens logs and compares."""
-        return self.cfg.d_in if self.cfg.loss_reduction == "sum" else 1
+def _dead_latent_loss(
+    dead: Bool[Tensor, " d_sae"],
+    feature_acts: Float[Tensor, "*tokens d_sae"],
+    hidden_pre: Float[Tensor, "*tokens d_sae"],
+    residual: Float[Tensor, "*tokens d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    k_aux: int,
+) -> Float[Tensor, ""]:
+    """Return the mean squared error with which the k_aux largest dead latents of each token reconstruct the residual.
+
+    The reference implementation's; 0 without dead latents.
+    """
+    index = dead.nonzero().squeeze(-1)
+    if len(index) == 0:
+        return residual.new_zeros(())
+    # The trainer's mask is from before this batch: what fires now is not dead. Masked, and not left out of the
+    # index: how many they are would be one more thing to wait for on an accelerator.
+    still_dead = (feature_acts.detach()[..., index] <= 0).flatten(0, -2).all(0)
+    acts = hidden_pre[..., index].relu() * still_dead
+    if len(index) > k_aux:
+        largest = acts.topk(k_aux, dim=-1, sorted=False)
+        acts = torch.zeros_like(acts).scatter(-1, largest.indices, largest.values)
+    return (acts @ W_dec[index] - residual).square().mean() * still_dead.any()

@@ -24,7 +24,7 @@ _MIN_PEAK, _MAX_PEAK = 2.0**-40, 2.0**120
 
 
 class _Cut(NamedTuple):
-    """The cut of each row: keep `energy > first_left_out`, and where `tied` the first of those equal to it, `k` in all."""
+    """The cut of each row: keep `energy > first_left_out`; where `tied` the first equal to it as well, `k` in all."""
 
     k: NDArray[np.int64]
     first_left_out: NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""What every architecture here checks, with one wording: configs before training, inputs and weights on use."""
+"""Checks with one wording for all architectures: of configs before training, of inputs and weights on use."""
 
 from __future__ import annotations
 
@@ -61,13 +61,6 @@ def check_number(cfg: SAEConfig, field: str, *, positive: bool = False, at_most:
         )
     if at_most is not None and value > at_most:
         raise ValueError(f"{type(cfg).__name__}.{field} must be at most {at_most}, got {value!r}.")
-
-
-def check_flag(cfg: SAEConfig, field: str) -> None:
-    """Raise ValueError unless the field is True or False."""
-    value = getattr(cfg, field)
-    if not isinstance(value, bool):
-        raise ValueError(f"{type(cfg).__name__}.{field} must be True or False, got {value!r}.")
 
 
 def check_choice(cfg: SAEConfig, field: str, choices: Sequence[str]) -> None:
