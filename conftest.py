@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent / "tests"
 install_import_hook("sae_lens_afa.selection", "beartype.beartype")
 
 # These import Triton or numba, which need not be installed.
-collect_ignore_glob = ["sae_lens_afa/kernels/*", "sae_lens_afa/selection/_triton.py"]
+collect_ignore_glob = ["sae_lens_afa/kernels/*"]
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
 from sae_lens import SAE
 
-from sae_lens_afa import TopAFASAE
+from sae_lens_afa import TopAFASAE, TopAFASAEConfig, hub
 from sae_lens_afa.demo import load_text, model_folder
+from sae_lens_afa.reports import read_report
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_train_gpt2_runs_offline_from_local_folders(tmp_path):
-    (tmp_path / "text").mkdir()
+@pytest.fixture
+def text(tmp_path) -> Path:
+    """Chapters of the bundled text, as a folder of the user's."""
     rows = (json.dumps({"text": chapter}) for chapter in load_text().train[:100])
+    (tmp_path / "text").mkdir()
     (tmp_path / "text" / "train.jsonl").write_text("\n".join(rows))
+    return tmp_path / "text"
+
+
+@pytest.mark.slow
+def test_train_gpt2_runs_offline_from_local_folders(tmp_path, text):
     flags = ["--layer", "1", "--expansion", "2", "--tokens", "4096", "--batch", "512", "--device", "cpu"]
-    paths = ["--model-path", str(model_folder()), "--dataset-path", "text", "--output", "out"]
+    paths = ["--model-path", str(model_folder()), "--dataset-path", text.name, "--output", "out"]
     command = [sys.executable, str(EXAMPLES / "train_gpt2.py"), *flags, *paths]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -31,18 +42,38 @@ def test_train_gpt2_runs_offline_from_local_folders(tmp_path):
     assert (details["loss_reduction"], details["detach_aux_residual"]) == ("mean", False)
 
 
-def test_train_demo_lm_has_the_settings_of_the_bundled_model():
+@pytest.mark.slow
+def test_evaluate_pretrained_judges_the_last_token_of_each_prompt(tmp_path, text, monkeypatch, capsys):
+    def of_the_bundled_model(paths, release, sae_ids, device):
+        assert (paths, release, device) == ([], "gpt2-small-res-jb", "cpu")
+        saes = {}
+        for hook in sae_ids:
+            saes[hook] = TopAFASAE(TopAFASAEConfig(d_in=192, d_sae=256))
+            torch.nn.init.normal_(saes[hook].W_enc)
+            saes[hook].cfg.metadata.model_name, saes[hook].cfg.metadata.hook_name = str(model_folder()), hook
+        return saes
+
+    monkeypatch.setattr(hub, "load_saes", of_the_bundled_model)
+    flags = ["--output", str(tmp_path / "out"), "--layers", "1", "2", "--prompts", "8", "--dataset", str(text)]
+    monkeypatch.setattr(sys, "argv", ["evaluate_pretrained.py", *flags])
+    runpy.run_path(str(EXAMPLES / "evaluate_pretrained.py"), run_name="__main__")
+    results = read_report(tmp_path / "out").results
+    assert list(results) == ["blocks.1.hook_resid_pre", "blocks.2.hook_resid_pre"]
+    assert {result.n_tokens for result in results.values()} == {8}
+    assert "epsilon_lbo_median: best blocks." in capsys.readouterr().out
+
+
+def test_train_demo_lm_has_the_settings_of_the_bundled_model(monkeypatch):
     settings = json.loads((model_folder() / "training.json").read_text())["settings"]
-    shown = subprocess.run(
-        [sys.executable, str(EXAMPLES / "train_demo_lm.py"), "--help"], capture_output=True, text=True
-    ).stdout
-    for name in settings:
-        assert f"--{name.replace('_', '-')}" in shown
+    monkeypatch.setattr(sys, "argv", ["train_demo_lm.py", "--output", "demo_lm", "--device", "cpu"])
+    defaults = vars(runpy.run_path(str(EXAMPLES / "train_demo_lm.py"))["parse_args"]())
+    assert {name: defaults[name] for name in settings} == settings
     config = json.loads((model_folder() / "config.json").read_text())
     assert (config["n_embd"], config["n_layer"]) == (settings["d_model"], settings["layers"])
     assert (config["vocab_size"], config["n_positions"]) == (settings["vocab_size"], settings["context"])
 
 
+@pytest.mark.slow
 def test_reproduce_paper_runs_on_the_bundled_model_with_one_architecture_more(tmp_path):
     command = [sys.executable, str(EXAMPLES / "reproduce_paper.py"), "--preset", "tiny", "--steps", "3"]
     done = subprocess.run([*command, "--with-jumprelu"], cwd=tmp_path, capture_output=True, text=True)

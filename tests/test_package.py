@@ -15,7 +15,7 @@ import pytest
 import sae_lens
 import torch
 from packaging.requirements import Requirement
-from sae_lens import LoggingConfig, llm_sae_training_runner, registry
+from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig, llm_sae_training_runner, registry
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAE, TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
@@ -90,7 +90,7 @@ def test_the_trainer_asks_for_the_sparsity_window_between_two_steps_before_it_ta
             return super().maybe_reset_sparsity()
 
     batches = itertools.count()
-    sae = sae_lens_afa.TopAFATrainingSAE(sae_lens_afa.TopAFATrainingSAEConfig(d_in=4, d_sae=8))
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=4, d_sae=8, k=2))
     settings = SAETrainerConfig(
         n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=64, device="cpu",
         autocast=False, lr=1e-3, lr_end=1e-3, lr_scheduler_name="constant", lr_warm_up_steps=0, adam_beta1=0.9,
