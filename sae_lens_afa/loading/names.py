@@ -10,18 +10,29 @@ _LONGEST = 300
 
 
 def is_path(name: str) -> bool:
-    """Whether a name can only be meant as a path: it is there, or no name on the Hub looks like it."""
+    """Return whether a name can only be meant as a path: it is there, or no name on the Hub looks like it."""
     return Path(name).exists() or name.startswith(("/", ".", "~")) or "\\" in name or name.count("/") > 1
 
 
-def near(name: str, known: Iterable[str], *, cutoff: float = 0.4) -> str:
-    """The nearest of the names that exist, as the end of a message."""
-    matches = difflib.get_close_matches(name, list(known), n=4, cutoff=cutoff)
+def near(name: str, known: Iterable[str]) -> str:
+    """Return the names of a long list that are nearest, as the end of a message, or that there is none."""
+    matches = difflib.get_close_matches(name, list(known), n=4, cutoff=0.4)
     return f"; near matches: {', '.join(matches)}" if matches else "; no name is near it"
 
 
+def did_you_mean(name: str, known: Iterable[str], *, n: int = 3, cutoff: float = 0.6) -> str:
+    """Return what was probably meant, as the end of a sentence; nothing if no name is near."""
+    matches = difflib.get_close_matches(name, list(known), n=n, cutoff=cutoff)
+    return f"; did you mean {', '.join(matches)}?" if matches else ""
+
+
 def first_line(error: BaseException) -> str:
-    """What a library's error says, in one line that is not too long."""
+    """Return the first line of a library's error, cut if it is long; the error's class if it says nothing."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = lines[0] if lines else type(error).__name__
     return said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+
+
+def in_own_words(error: Exception, message: str) -> OSError | ValueError:
+    """Return an error to raise in place of a library's: an OSError stays one, any other becomes a ValueError."""
+    return (OSError if isinstance(error, OSError) else ValueError)(message)

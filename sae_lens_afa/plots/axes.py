@@ -1,4 +1,4 @@
-"""What the matplotlib figures are made of."""
+"""Parts of the matplotlib figures: axes, lines, violins, labels and legends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 
 
 def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure and its axes, row by row."""
+    """Make a figure and its axes, row by row."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
@@ -61,7 +61,7 @@ def figure(rows: int, columns: int, size: tuple[float, float], *, sharey: bool =
 
 
 def text_size(figure: Figure, text: str, fontsize: float) -> tuple[float, float]:
-    """Width and height of a text in inches."""
+    """Return the width and the height of a text in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -71,7 +71,7 @@ def text_size(figure: Figure, text: str, fontsize: float) -> tuple[float, float]
 
 
 def wrapped(figure: Figure, text: str, width: float, fontsize: float) -> str:
-    """The text in lines of at most `width` inches; what has no spaces is broken behind a sign, or where it must be."""
+    """Return the text in lines of at most `width` inches; long words are broken behind a sign, or where they must."""
 
     def fits(line: str) -> bool:
         return text_size(figure, line, fontsize)[0] <= width
@@ -97,7 +97,7 @@ def wrapped(figure: Figure, text: str, width: float, fontsize: float) -> str:
 
 
 def set_panel_titles(figure: Figure, titles: Sequence[tuple[Axes, str]], width: float) -> None:
-    """Titles of panels of `width` inches, and room for their lines beyond the first."""
+    """Write the titles of panels of `width` inches, and make room for their lines beyond the first."""
     made = [(axis, wrapped(figure, title, width, 9)) for axis, title in titles]
     lines: dict[int, int] = {}
     for axis, text in made:
@@ -109,14 +109,14 @@ def set_panel_titles(figure: Figure, titles: Sequence[tuple[Axes, str]], width: 
 
 
 def set_labels(figure: Figure, x: str, y: str) -> None:
-    """Labels of all x and all y axes, in as many lines as they need."""
+    """Write the labels of all x and all y axes, in as many lines as they need."""
     width, height = figure.get_size_inches()
     figure.supxlabel(wrapped(figure, x, width - 0.6, 10), fontsize=10)
     figure.supylabel(wrapped(figure, y, height - 0.6, 10), fontsize=10)
 
 
 def legend_above(figure: Figure, handles: Sequence[Any], columns: int, title: str | None) -> None:
-    """The title, a legend below it, and room for the title's lines."""
+    """Write the title and a legend below it, and make room for the title's lines."""
     # As the legend's title: constrained layout puts a figure's own title over a legend.
     legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns, handlelength=2.4)
     if title:
@@ -128,7 +128,7 @@ def legend_above(figure: Figure, handles: Sequence[Any], columns: int, title: st
 
 
 def legend_beside(figure: Figure, handles: Sequence[Any], title: str | None) -> None:
-    """The title over the panels, and right of them a legend, for which the figure becomes wider."""
+    """Write the title over the panels, and right of them a legend, for which the figure becomes wider."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     panels, height = figure.get_size_inches()
@@ -140,21 +140,6 @@ def legend_beside(figure: Figure, handles: Sequence[Any], title: str | None) -> 
         height += text_size(figure, text, _TITLE_SIZE)[1]
         figure.suptitle(text, x=panels / width / 2, fontsize=_TITLE_SIZE, parse_math=False)
     figure.set_size_inches(width, max(height, extent.height / figure.dpi + 0.3))
-
-
-def mark_l0(axis: Axes, lines: Mapping[str, float]) -> None:
-    """Vertical lines at these L0, with their names along them."""
-    for name, value in lines.items():
-        axis.axvline(value, color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-        axis.annotate(
-            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(-2, 0), textcoords="offset points",
-            fontsize=8, color=_GREY, rotation=90, va="top", ha="right",
-        )  # fmt: skip
-
-
-def mark_level(axis: Axes, value: float) -> None:
-    """A level line."""
-    axis.axhline(value, color=_GREY, linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
 
 
 def zf_axis(axis: Axes, panel: data_of.Panel) -> None:
@@ -183,19 +168,25 @@ def zf_axis(axis: Axes, panel: data_of.Panel) -> None:
 
 
 def frontier_axis(axis: Axes, panel: data_of.Frontier, styles: Mapping[str, Style]) -> None:
-    """Draw one panel of loss against L0."""
+    """Draw one panel of loss against L0, and the values of both that are to be marked."""
     for name, rows in panel.rows.items():
         axis.plot([row["l0"] for row in rows], [row["loss"] for row in rows], label=name, **_series(styles[name]))
     axis.set(xscale="log", yscale="log")
-    mark_l0(axis, panel.lines)
+    mark: dict[str, Any] = {"color": _GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+    for name, value in panel.lines.items():
+        axis.axvline(value, **mark)
+        axis.annotate(
+            name, (value, 1), xycoords=("data", "axes fraction"), xytext=(-2, 0), textcoords="offset points",
+            fontsize=8, color=_GREY, rotation=90, va="top", ha="right",
+        )  # fmt: skip
     if panel.level is not None:
-        mark_level(axis, panel.level)
+        axis.axhline(panel.level, **mark)
     for ticks in (axis.xaxis, axis.yaxis):
         plain_ticks(ticks)
 
 
 def frontier_legend(styles: Mapping[str, Style], n_nonfinite: Mapping[str, int]) -> list[Any]:
-    """The architectures, and what was left out of their figures."""
+    """Return legend entries of the architectures, with the number of tokens left out of their metrics."""
     from matplotlib.lines import Line2D
 
     labels = {name: "\n".join(filter(None, (name, data_of.left_out(n_nonfinite.get(name, 0))))) for name in styles}
@@ -203,6 +194,7 @@ def frontier_legend(styles: Mapping[str, Style], n_nonfinite: Mapping[str, int])
 
 
 def _series(style: Style) -> dict[str, Any]:
+    """Return matplotlib's arguments for a line in this style."""
     return {
         "color": style.color, "marker": style.marker, "markersize": 5.5, "markeredgecolor": "white",
         "markeredgewidth": 0.6, "linewidth": 1.3, "linestyle": (0, (4, 1.5)) if style.dashed else "-",
@@ -210,7 +202,7 @@ def _series(style: Style) -> dict[str, Any]:
 
 
 def zf_legend() -> list[Any]:
-    """The lines of the ZF plot."""
+    """Return legend entries of the lines in the ZF plot."""
     from matplotlib.lines import Line2D
 
     bands = [
@@ -242,7 +234,7 @@ def half_violins(axis: Axes, values: Sequence[Array], side: int, color: str, max
 
 
 def violin_legend(*, ranked: bool) -> list[Any]:
-    """The two sides and their marks; best and worst only where there are several to rank."""
+    """Return legend entries of the two sides and their marks; best and worst only where there are several to rank."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -258,7 +250,7 @@ def violin_legend(*, ranked: bool) -> list[Any]:
 
 
 def plain_ticks(axis: Any) -> None:
-    """1, 3, 10, 30, ... as plain numbers where an axis spans little, else powers of ten."""
+    """Label an axis that spans little with 1, 3, 10, 30, ..., any other with powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = sorted(axis.get_view_interval())

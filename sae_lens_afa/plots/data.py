@@ -1,4 +1,4 @@
-"""What the plots draw, as tables; and the files that they are saved to."""
+"""Tables that the plots draw, and the files that they are saved to."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 BAND_LEVELS = (0.25, 0.5, 1.0)
-# Columns of what a panel draws.
+# Columns of the norms that a panel draws, rescaled or not.
 _DRAWN = ("drawn_z", "drawn_f")
-# What marks a panel whose norms are times the token's standard deviation, where others' are not.
+# Mark of a panel whose norms are times the token's standard deviation, where others' are not.
 RESCALED = "(times std)"
 # A panel whose values span more than this factor has logarithmic axes.
 _LOG_SPAN = 20.0
@@ -31,7 +31,7 @@ class Group(NamedTuple):
 
     Attributes:
         table: Those whose norms are finite.
-        n_nonfinite: How many are not, or were not judged for a NaN or an infinity.
+        n_nonfinite: Number of those that are not, or that were not judged for a NaN or an infinity.
     """
 
     table: pd.DataFrame
@@ -39,12 +39,12 @@ class Group(NamedTuple):
 
 
 def left_out(n_nonfinite: int) -> str:
-    """What a plot says of tokens that it does not show; nothing if there are none."""
+    """Return a plot's note on tokens that it does not show; empty if there are none."""
     return f"{n_nonfinite:,} with NaN or ∞ left out" if n_nonfinite else ""
 
 
 def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, Group]:
-    """Per-token tables by SAE or layer, in the order given.
+    """Return per-token tables by SAE or layer, in the order given.
 
     Args:
         data: An `AFAResult`, a mapping of name -> AFAResult, or a DataFrame, whose column `sae` or else `layer`
@@ -76,6 +76,7 @@ def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, G
 
 
 def _finite(group: Group, form: str) -> Group:
+    """Return the group without the tokens of which a norm in this form is not finite."""
     table, n_nonfinite = group
     norms = [name for part in ("dense", "feature") if (name := f"{form}{part}_norm") in table.columns]
     columns = [column_of(table, name) for name in norms]
@@ -87,18 +88,18 @@ def _finite(group: Group, form: str) -> Group:
 
 
 def column_of(table: pd.DataFrame, name: str) -> Array:
-    """A column as float64."""
+    """Return a column as float64."""
     return np.asarray(table[name], dtype=np.float64)
 
 
 def architecture_rows(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
-    """The rows of one architecture by rising L0."""
+    """Return the rows of one architecture by rising L0."""
     rows: Any = table[table["architecture"] == name]
     return rows.sort_values("l0").to_dict("records")
 
 
 def layer_title(layer: object) -> str:
-    """What a panel is called: a layer's number, or a hook's name."""
+    """Return a panel's title: "layer" and its number, or a hook's name as it is."""
     return f"layer {layer}" if str(layer).isdigit() else str(layer)
 
 
@@ -107,6 +108,7 @@ def _label(key: str, name: object) -> str:
 
 
 def _results(data: object) -> Mapping[str, AFAResult]:
+    """Return results by name; a single one has an empty name."""
     if isinstance(data, AFAResult):
         return {"": data}
     if isinstance(data, Mapping) and all(isinstance(result, AFAResult) for result in data.values()):
@@ -115,21 +117,21 @@ def _results(data: object) -> Mapping[str, AFAResult]:
 
 
 def _tokens(name: str, result: AFAResult) -> pd.DataFrame:
+    """Return the tokens of a result, or say that it has none."""
     if result.tokens is None:
-        raise ValueError(
-            f"the result {name!r} holds no tokens (it was read from JSON): give the table of its tokens instead."
-        )
+        which = f"the result {name!r}" if name else "the result"
+        raise ValueError(f"{which} holds no tokens (it was read from JSON): give the table of its tokens instead.")
     return result.tokens
 
 
 def sample(table: pd.DataFrame, size: int) -> pd.DataFrame:
-    """At most `size` rows, the same ones every time."""
+    """Return at most `size` rows, the same ones every time."""
     return table if len(table) <= size else table.sample(size, random_state=0).sort_index()
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One ZF panel: the points, the range of its two axes and what is not seen in it.
+    """One ZF panel: the points, the range of its two axes, and the number of points that it does not show.
 
     Attributes:
         z, f: Dense and feature norms.
@@ -157,13 +159,13 @@ class Panel:
 
     @property
     def notes(self) -> list[str]:
-        """What is not seen, in words."""
+        """Notes on points that are not seen."""
         outside = f"{self.n_outside} of {len(self.z)} outside" if self.n_outside else ""
         return [note for note in (outside, left_out(self.n_nonfinite)) if note]
 
 
 def zf_panel(group: Group, form: str, max_points: int, *, rescale: bool) -> Panel:
-    """Dense and feature norms, with one range for both axes that a few outliers do not stretch.
+    """Return the panel of dense and feature norms, with one range for both axes that few outliers do not stretch.
 
     With `rescale`, norms are times their token's standard deviation where that is known and ||z|| hardly varies, as
     under layer_norm, which divides each token by it.
@@ -190,11 +192,12 @@ def zf_panel(group: Group, form: str, max_points: int, *, rescale: bool) -> Pane
 
 
 def _hardly_varies(norms: Array) -> bool:
+    """Return whether norms are all about the same, as layer_norm leaves them."""
     return bool(len(norms) and norms.std() <= CORRELATION_THRESHOLD * abs(norms.mean()))
 
 
 def zf_labels(panels: Sequence[Panel], form: str) -> tuple[str, str]:
-    """Labels of the x and the y axes."""
+    """Return the labels of the x and the y axes."""
     dense, feature = ("‖z - b‖", "‖f‖") if form else ("‖z‖", "‖f‖")
     bias = "" if form else ", bias as a feature"
     times = ""
@@ -222,7 +225,7 @@ class Frontier:
 
 
 def nonfinite_by_architecture(table: pd.DataFrame) -> dict[str, int]:
-    """Tokens with a NaN or an infinity, of all SAEs of an architecture together."""
+    """Count tokens with a NaN or an infinity, of all SAEs of an architecture together."""
     if "n_nonfinite" not in table.columns:
         return {}
     found: dict[str, int] = {}
@@ -232,12 +235,12 @@ def nonfinite_by_architecture(table: pd.DataFrame) -> dict[str, int]:
 
 
 def bands() -> list[tuple[float, float]]:
-    """(c, slope) of the lines ||f|| = ||z|| / sqrt(1 +- c) on which eps (n - 1) is c."""
+    """Return (c, slope) of the lines ||f|| = ||z|| / sqrt(1 +- c), on which eps (n - 1) is c."""
     return [(c, (1 + sign * c) ** -0.5) for c in BAND_LEVELS for sign in (1, -1) if 1 + sign * c > 0]
 
 
 def point_density(x: Array, y: Array, bins: int = 40) -> Array:
-    """How crowded each point's surroundings are: counts of a smoothed histogram, relative to the largest."""
+    """Return the density of points around each point: counts of a smoothed histogram, relative to the largest."""
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.ones_like(x)
     counts, x_edges, y_edges = np.histogram2d(x, y, bins=bins)
@@ -250,7 +253,10 @@ def point_density(x: Array, y: Array, bins: int = 40) -> Array:
 
 
 def log_density(values: Array, points: int = 160) -> tuple[Array, Array]:
-    """Kernel density of log10(values) on a grid between their 0.5 and 99.5 % quantiles, with its maximum at 1."""
+    """Return a grid of values and the kernel density of log10(values) there, scaled to a maximum of 1.
+
+    The grid goes from the 0.5 % to the 99.5 % quantile.
+    """
     logs = np.log10(values[values > 0])
     low, high = np.quantile(logs, [0.005, 0.995])
     # Scott's rule, which a few outliers must not widen.
@@ -266,7 +272,7 @@ def save_all(
     image: Callable[[Path], Any],
     html: Callable[[Path], Any],
 ) -> None:
-    """Write each file beside its place first, then move it there."""
+    """Write each file whole, by its ending as a picture or as a page."""
     paths = [] if save is None else [Path(save)] if isinstance(save, str | Path) else [Path(path) for path in save]
     for path in paths:
         if path.suffix not in SUFFIXES:

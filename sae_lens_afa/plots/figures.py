@@ -1,7 +1,4 @@
-"""Pictures of evaluations: matplotlib figures for files, plotly pages (`save="x.html"`) for the browser.
-
-matplotlib and plotly are imported when a plot is drawn, not before.
-"""
+"""The three plots: matplotlib figures, saved as pictures or, as `save="x.html"`, as pages."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import numpy as np
 
 from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.result import AFAResult
+from sae_lens_afa.loading.names import near
 from sae_lens_afa.plots import axes as axes_of
 from sae_lens_afa.plots import data as data_of
 from sae_lens_afa.plots.styles import BLUE, VERMILION, styles_of
@@ -38,7 +36,7 @@ def zf_plot(
     title: str | None = None,
     save: Save = None,
 ) -> Figure:
-    """ZF plot: the feature norm of each token against its dense norm, a panel per SAE (arXiv 2503.24277, figure 2).
+    """Draw the ZF plot: feature norm against dense norm of each token, a panel per SAE (arXiv 2503.24277, figure 2).
 
     Points above the line y = x are over-activated tokens, below it under-activated ones; on the broken lines
     eps (n - 1) is 0.25, 0.5 and 1. Colour is how many tokens lie there. Axes are logarithmic where norms span a
@@ -56,7 +54,16 @@ def zf_plot(
 
     Raises:
         TypeError: `data` is none of these.
-        ValueError: there is nothing to plot, or `save` ends in something else.
+        ValueError: there is nothing to plot, a result has no tokens, or `save` ends in something else.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=16))
+        >>> result = afa.evaluate_activations(sae, torch.randn(50, 8))
+        >>> figure = afa.plots.zf_plot({"top_afa": result}, save="zf.png")
+        >>> figure.axes[0].get_title()
+        'top_afa'
     """
     form = "centered_" if centered else ""
     groups = data_of.token_groups(data, [f"{form}dense_norm", f"{form}feature_norm"], form)
@@ -78,7 +85,7 @@ def zf_plot(
     axes_of.set_labels(figure, *labels)
     axes_of.legend_above(figure, axes_of.zf_legend(), 4 if columns > 2 else 2, title)
     data_of.save_all(
-        save, figure.savefig, lambda path: _html().zf(list(panels.values()), titles, labels, form, title, path)
+        save, figure.savefig, lambda path: _pages().zf(list(panels.values()), titles, labels, form, title, path)
     )
     return figure
 
@@ -92,7 +99,7 @@ def eps_lbo_plot(
     title: str | None = None,
     save: Save = None,
 ) -> Figure:
-    """Half-violins of the normalised MSE (left halves) and the eps-LBO (right halves) of each SAE or layer.
+    """Draw half-violins of the normalised MSE (left halves) and the eps-LBO (right halves) of each SAE or layer.
 
     Both axes are logarithmic; violins are cut at the 0.5 and 99.5 % quantiles. A dot marks the median, a star the
     SAE with the lowest one, a cross that with the highest. NMSE says how much is lost, eps-LBO how far the norms
@@ -107,7 +114,16 @@ def eps_lbo_plot(
 
     Raises:
         TypeError: `data` is none of these.
-        ValueError: there is nothing to plot, or `save` ends in something else.
+        ValueError: there is nothing to plot, a result has no tokens, or `save` ends in something else.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=16))
+        >>> result = afa.evaluate_activations(sae, torch.randn(50, 8))
+        >>> figure = afa.plots.eps_lbo_plot(result, save=["lbo.png", "lbo.svg"])
+        >>> len(figure.axes)
+        2
     """
     lbo = "centered_epsilon_lbo" if centered else "epsilon_lbo"
     groups = data_of.token_groups(data, ["nmse", lbo], "centered_" if centered else "")
@@ -135,7 +151,7 @@ def eps_lbo_plot(
         axis.set_xlabel("layer")
     handles = axes_of.violin_legend(ranked=len(names) > 1)
     axes_of.legend_above(figure, handles, 5 if len(names) > 3 else 3, title)
-    data_of.save_all(save, figure.savefig, lambda path: _html().half_violins(groups, lbo, (_NMSE, _LBO), title, path))
+    data_of.save_all(save, figure.savefig, lambda path: _pages().half_violins(groups, lbo, (_NMSE, _LBO), title, path))
     return figure
 
 
@@ -151,15 +167,16 @@ def l0_plot(
     title: str | None = None,
     save: Save = None,
 ) -> Figure:
-    """Loss against L0 with a line per architecture: what is lost at how many active features.
+    """Draw loss against L0 with a line per architecture: what is lost at how many active features.
 
     An architecture has the same colour and marker in every plot.
 
     Args:
         data: A table with the columns `architecture`, `l0` and `loss` (and `layer` for panels, `label` for the
-            hover text, `n_nonfinite` for tokens that are in neither figure), a row per SAE; or results by architecture.
-        loss: Which figure of the results is the loss; a table has its own.
-        loss_label: Label of the loss axis; the figure's name if None.
+            hover text, `n_nonfinite` for tokens that are in neither of the two), a row per SAE; or results by
+            architecture.
+        loss: The metric of `AFAResult` that is the loss; a table has its own.
+        loss_label: Label of the loss axis; the metric's name if None.
         d_in: Draw a line there: a code with more active features than dimensions is not sparse.
         lines: Further values of L0 to mark with their names, by layer: {"6": {"true L0": 12.0}}; "" where the data
             has no layers.
@@ -169,7 +186,16 @@ def l0_plot(
 
     Raises:
         TypeError: `data` is none of these.
-        ValueError: a column is missing, or there is nothing to plot, or `save` ends in something else.
+        ValueError: no such column or metric, nothing to plot, or `save` ends in something else.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=16))
+        >>> result = afa.evaluate_activations(sae, torch.randn(50, 8))
+        >>> figure = afa.plots.l0_plot({"top_afa": [result]}, loss="nmse_median", d_in=8)
+        >>> figure.get_supylabel()
+        'nmse_median'
     """
     table = _frontier(data, loss)
     by_layer = list(table.groupby("layer", sort=False)) if "layer" in table.columns else [("", table)]
@@ -194,28 +220,26 @@ def l0_plot(
     axes_of.set_panel_titles(figure, [(axis, p.title) for axis, p in zip(axes, panels, strict=False)], 2.9)
     axes_of.set_labels(figure, *labels)
     axes_of.legend_beside(figure, axes_of.frontier_legend(styles, data_of.nonfinite_by_architecture(table)), title)
-    data_of.save_all(save, figure.savefig, lambda path: _html().frontier(panels, styles, table, labels, title, path))
+    data_of.save_all(save, figure.savefig, lambda path: _pages().frontier(panels, styles, table, labels, title, path))
     return figure
 
 
 def _frontier(data: object, loss: str) -> pd.DataFrame:
-    """Rows with architecture, l0 and loss."""
+    """Return rows with architecture, l0 and loss."""
     import pandas as pd
 
     if isinstance(data, pd.DataFrame):
         table = data
     elif isinstance(data, Mapping):
         table = pd.DataFrame(
-            [
-                {
-                    "architecture": str(name),
-                    "l0": result.l0_mean,
-                    "loss": getattr(result, loss),
-                    "n_nonfinite": result.n_nonfinite,
-                }
-                for name, results in data.items()
-                for result in results
-            ]
+            {
+                "architecture": str(name),
+                "l0": result.l0_mean,
+                "loss": result.to_dict()[loss],
+                "n_nonfinite": result.n_nonfinite,
+            }
+            for name, results in data.items()
+            for result in _listed(name, results, loss)
         )
     else:
         raise TypeError(f"expected a mapping of architecture -> results or a DataFrame, got {type(data).__name__}.")
@@ -227,8 +251,19 @@ def _frontier(data: object, loss: str) -> pd.DataFrame:
     return table
 
 
+def _listed(name: object, results: object, loss: str) -> Sequence[AFAResult]:
+    """Return the results of an architecture, or say what is there in place of them."""
+    if not isinstance(results, Sequence) or not all(isinstance(result, AFAResult) for result in results):
+        kind = type(results).__name__
+        raise TypeError(f"expected a list of AFAResult for each architecture, got for {name!r}: {kind}.")
+    for result in results:
+        if loss not in (known := result.to_dict()):
+            raise ValueError(f"loss must be a metric of AFAResult, got {loss!r}{near(loss, known)}.")
+    return results
+
+
 def _positive(table: pd.DataFrame, column: str) -> Array:
-    """Defined values; those that are 0 cannot be shown on a logarithmic axis and count as the smallest that is not."""
+    """Return the defined values, for a logarithmic axis: one that is 0 counts as the smallest that is not."""
     values = data_of.column_of(table, column)
     values = values[np.isfinite(values)]
     if not (values > 0).any():
@@ -236,7 +271,8 @@ def _positive(table: pd.DataFrame, column: str) -> Array:
     return np.maximum(values, values[values > 0].min())
 
 
-def _html() -> Any:
+def _pages() -> Any:
+    """Return the module that writes pages; plotly is imported only for them."""
     from sae_lens_afa.plots import pages
 
     return pages

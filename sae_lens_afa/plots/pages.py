@@ -1,4 +1,4 @@
-"""The plots as self-contained pages: zoom, and each token's context on hovering."""
+"""Plots as self-contained pages: zoom, and each token's context on hovering."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAX_VIOLIN_TOKENS = 2000
 _GREY = "#777"
 # Pixels of a line of a title, and characters of the page's for each 100 pixels.
 _TITLE_LINE, _PANEL_TITLE_LINE, _TITLE_CHARACTERS = 22, 20, 11
-# What a page is at least wide, where it takes the window's width.
+# Least width of a page that is as wide as its window.
 _MIN_WIDTH = 800
 
 
@@ -75,6 +75,7 @@ def zf(
 
 
 def _line(x: Any, y: Any, name: str, dash: str, *, first: bool) -> go.Scatter:
+    """Return a line without hover text; only the first of its name is in the legend."""
     return go.Scatter(
         x=x, y=y, mode="lines", name=name, legendgroup=name, showlegend=first, hoverinfo="skip",
         line={"color": BLACK, "width": 1, "dash": dash},
@@ -82,6 +83,7 @@ def _line(x: Any, y: Any, name: str, dash: str, *, first: bool) -> go.Scatter:
 
 
 def _points(panel: Panel, form: str) -> go.Scattergl:
+    """Return the tokens as points, coloured by their density."""
     x, y = (np.log(panel.z), np.log(panel.f)) if panel.log else (panel.z, panel.f)
     return go.Scattergl(
         x=panel.z, y=panel.f, mode="markers", showlegend=False, text=_hover(panel.table, form), hoverinfo="text",
@@ -92,7 +94,7 @@ def _points(panel: Panel, form: str) -> go.Scattergl:
 
 
 def _hover(table: pd.DataFrame, form: str) -> list[str]:
-    """The context with the token in bold, then its figures."""
+    """Return for each token its context, with the token in bold, and its metrics."""
     names = [f"{form}dense_norm", f"{form}feature_norm", f"{form}norm_ratio", f"{form}epsilon_lbo", "nmse", "l0"]
     names = [name for name in names if name in table.columns and not np.isnan(column_of(table, name)).all()]
     lines: list[str] = []
@@ -176,12 +178,13 @@ def frontier(
 
 
 def _broken(text: str, characters: int) -> str:
-    """Plain text as plotly's HTML, in lines of at most so many characters."""
+    """Return plain text as plotly's HTML, in lines of at most so many characters."""
     lines = [line for part in text.split("\n") for line in wrap(part, characters) or [""]]
     return "<br>".join(escape(line, quote=False) for line in lines)
 
 
 def _hide_empty(figure: Any, panels: int, rows: int, columns: int) -> None:
+    """Hide the places of a grid that no panel fills."""
     for i in range(panels, rows * columns):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         figure.update_xaxes(visible=False, **place)
@@ -191,7 +194,7 @@ def _hide_empty(figure: Any, panels: int, rows: int, columns: int) -> None:
 def _write(
     figure: Any, title: str | None, path: Path, *, height: int, width: int | None, legend_above: int | None = None
 ) -> None:
-    """Write a page whose panels are so high; what is above them has room of its own, and does not lie over them.
+    """Write a page; titles and legend have room of their own above its panels.
 
     Args:
         figure: The figure.
