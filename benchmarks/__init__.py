@@ -2,5 +2,6 @@
 
 import os
 
-# torch reads it once. Its own default is stated, because huge pages change every figure and users rarely ask for them.
+# torch reads it once. Its own default is stated, because huge pages change all times and users rarely
+# ask for them.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "0")

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="tokens (512 on a CPU, 4096 on a GPU)")
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12288)
-    parser.add_argument("--json", type=Path, help="write the figures here as well")
+    parser.add_argument("--json", type=Path, help="write the measurements here as well")
     parser.add_argument("--plot", type=Path, help="draw growth here")
     args = parser.parse_args()
     args.batch = args.batch or (4096 if args.device.startswith("cuda") else 512)
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def as_line(row: Row) -> str:
-    """A row of the table."""
-    figure = "-" if row.figure is None else f"{row.figure['median']:.3f}"
-    quartiles = "-" if row.figure is None else f"{row.figure['q25']:.3f} - {row.figure['q75']:.3f}"
+    """Return a row of the table as text."""
+    measured = "-" if row.measured is None else f"{row.measured['median']:.3f}"
+    quartiles = "-" if row.measured is None else f"{row.measured['q25']:.3f} - {row.measured['q75']:.3f}"
     sign = ">=" if row.at_least else "<="
     stretch = "" if row.stretch is None else f"{row.stretch:g}"
     case = f"  ({row.case})" if row.case else ""
-    return f"{row.what:<58}{figure:>10}{quartiles:>18}{f'{sign} {row.goal:g}':>10}{stretch:>9}  {row.verdict()}{case}"
+    return f"{row.what:<58}{measured:>10}{quartiles:>18}{f'{sign} {row.goal:g}':>10}{stretch:>9}  {row.verdict()}{case}"
 
 
 if __name__ == "__main__":

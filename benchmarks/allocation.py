@@ -1,4 +1,4 @@
-"""What sharing out a batch's matches costs beside SAELens' BatchTopK: `python -m benchmarks.allocation [--json FILE]`.
+"""Cost of sharing out a batch's matches beside SAELens' BatchTopK: `python -m benchmarks.allocation [--json FILE]`.
 
 At the same size and budget; times in turn, ratios within a round. Memory is the peak above that before the call, as a
 multiple of one [tokens, d_sae] float32, the output included.
@@ -27,7 +27,7 @@ GOAL = 1.3
 
 
 def variants(rows: int, d_sae: int, k: int) -> dict[str, Callable[[], object]]:
-    """Each rule as a call on the same Gaussian pre-activations; allocations are made beforehand, as in training."""
+    """Return each rule as a call on Gaussian pre-activations; allocations are made beforehand, as in training."""
     acts = torch.randn(rows, d_sae, generator=torch.Generator().manual_seed(0))
     batchtopk, budget = BatchTopK(k), k * rows
 
@@ -45,7 +45,7 @@ def variants(rows: int, d_sae: int, k: int) -> dict[str, Callable[[], object]]:
 
 
 def call_once(ready: Callable[[], None], name: str, size: tuple[int, int, int]) -> None:
-    """One call, what the first of anything loads being loaded before."""
+    """Call once, what the first of anything loads being loaded before."""
     variants(8, 64, 2)[name]()
     call = variants(*size)[name]
     ready()
@@ -53,7 +53,7 @@ def call_once(ready: Callable[[], None], name: str, size: tuple[int, int, int]) 
 
 
 def measure(size: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
-    """One size: a row for each rule."""
+    """Measure one size: a row for each rule."""
     seconds = time_rounds(variants(*size), rounds)
     rows, d_sae, k = size
     return [

@@ -1,4 +1,4 @@
-"""What is measured: inputs whose number of active features is set, SAEs of the same size, one training step."""
+"""Cases that are measured: inputs whose number of active features is set, SAEs of the same size, one training step."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ REGIMES = ((0.5, 30), (0.5, 300), (0.5, 2000), (0.5, 5000), (0.1, 30), (0.1, 300
 
 
 def regimes(d_sae: int) -> list[tuple[float, int]]:
-    """Share of positive pre-activations and how many are selected, in proportion to `d_sae`."""
+    """Return shares of positive pre-activations and how many are selected, in proportion to `d_sae`."""
     return [(positive, max(1, l0 * d_sae // 12288)) for positive, l0 in REGIMES]
 
 
 def selection_inputs(
     rows: int, d_sae: int, positive: float, l0: int, device: str = "cpu"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gaussian pre-activations of which `positive` are, targets that select `l0` of a row, decoder norms near 1."""
+    """Return Gaussian pre-activations (`positive` of them are), targets that select `l0`, decoder norms near 1."""
     generator = torch.Generator().manual_seed(0)
     shift = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(positive))
     acts = torch.randn(rows, d_sae, generator=generator) + shift
@@ -46,7 +46,7 @@ def selection_inputs(
 
 
 def top_afa(d_in: int, d_sae: int, l0: float, x: Tensor) -> TopAFATrainingSAE:
-    """A top-AFA SAE whose encoder is scaled so that about `l0` features are active on `x`."""
+    """Return a top-AFA SAE whose encoder is scaled so that about `l0` features are active on `x`."""
     sae = TopAFATrainingSAE(TopAFATrainingSAEConfig(d_in=d_in, d_sae=d_sae, device=str(x.device)))
     direction, low, high = sae.W_dec.data.T.contiguous(), 1e-3, 1e1
     for _ in range(14):
@@ -59,7 +59,7 @@ def top_afa(d_in: int, d_sae: int, l0: float, x: Tensor) -> TopAFATrainingSAE:
 
 
 def afa_threshold(d_in: int, d_sae: int, l0: float, device: str) -> AFAThresholdTrainingSAE:
-    """One whose threshold leaves about `l0` features active on Gaussian activations, on which all is interference."""
+    """Return one whose threshold leaves about `l0` features active on Gaussian activations, all interference."""
     standard_deviations = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(1 - l0 / d_sae)).item()
     scale = max(standard_deviations, 0.01) / math.sqrt(2 * math.log(d_sae))
     return AFAThresholdTrainingSAE(
@@ -68,12 +68,12 @@ def afa_threshold(d_in: int, d_sae: int, l0: float, device: str) -> AFAThreshold
 
 
 def relu(d_in: int, d_sae: int, device: str) -> StandardTrainingSAE:
-    """SAELens' own, with its defaults."""
+    """Return SAELens' own, with its defaults."""
     return StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, device=device)).train()
 
 
 def inference(sae: TopAFATrainingSAE) -> TopAFASAE:
-    """The same weights as they are used after training."""
+    """Return the SAE as it is used after training."""
     fields = {"d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "device": sae.cfg.device}
     plain = TopAFASAE(TopAFASAEConfig(**fields, normalize_activations=sae.cfg.normalize_activations))
     plain.load_state_dict(sae.state_dict())
@@ -81,12 +81,12 @@ def inference(sae: TopAFATrainingSAE) -> TopAFASAE:
 
 
 def topk(d_in: int, d_sae: int, device: str) -> TopKTrainingSAE:
-    """SAELens' own, with its defaults."""
+    """Return SAELens' own, with its defaults."""
     return TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=K, device=device)).train()
 
 
 def peers(d_in: int, d_sae: int, device: str) -> dict[str, TrainingSAE[Any]]:
-    """SAELens' own, with their defaults."""
+    """Return SAELens' own, with their defaults."""
     size = {"d_in": d_in, "d_sae": d_sae, "device": device}
     return {
         "topk": topk(**size),
@@ -96,13 +96,13 @@ def peers(d_in: int, d_sae: int, device: str) -> dict[str, TrainingSAE[Any]]:
 
 
 def inference_peers(d_in: int, d_sae: int, device: str) -> dict[str, SAE[Any]]:
-    """SAELens' own after training; BatchTopK is saved as JumpReLU."""
+    """Return SAELens' own after training; BatchTopK is saved as JumpReLU."""
     size = {"d_in": d_in, "d_sae": d_sae, "device": device}
     return {"topk": TopKSAE(TopKSAEConfig(**size, k=K)), "jumprelu": JumpReLUSAE(JumpReLUSAEConfig(**size))}
 
 
 def train_step(sae: TrainingSAE[Any], x: Tensor) -> Callable[[], None]:
-    """Forward and backward as SAELens' trainer calls them, without its optimizer; no latent is dead."""
+    """Return forward and backward as SAELens' trainer calls them, without its optimizer; no latent is dead."""
     coefficients = {
         name: value.value if isinstance(value, TrainCoefficientConfig) else value
         for name, value in sae.get_coefficients().items()

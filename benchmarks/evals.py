@@ -1,4 +1,4 @@
-"""What AFA metrics cost beside the SAE's own encode and decode: `python -m benchmarks.evals [--json FILE]`.
+"""Cost of AFA metrics beside the SAE's own encode and decode: `python -m benchmarks.evals [--json FILE]`.
 
 Times are interleaved, so that a machine's drift falls on all of them alike; the median of the ratios counts.
 """
@@ -65,7 +65,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(name: str, sae: StandardSAE | TopKSAE, tokens: int, repeats: int) -> dict[str, str | float]:
-    """Encode and decode, then the metrics of what they gave, `repeats` times in turn."""
+    """Time encode and decode, then the metrics of what they gave, `repeats` times in turn."""
     x = torch.randn(tokens, D_IN, device=sae.device, dtype=sae.dtype)
     metrics, norms, index = AFAMetrics(D_SAE), decoder_norms(sae.W_dec), torch.arange(tokens, device=sae.device)
 

@@ -1,4 +1,4 @@
-"""The table of goals: each row measures one ratio, or says that it was not measured."""
+"""Table of goals: each row measures one ratio, or says that it was not measured."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from sae_lens_afa.selection import norm_matching_topk
 
 @dataclass
 class Row:
-    """One row of the table: what, the worst figure found, and the goal it is held against."""
+    """Row of the table: what is measured, the worst value found, and the goal it is held against."""
 
     what: str
     goal: float
     stretch: float | None
     at_least: bool = False
-    figure: dict[str, float] | None = None  # median and quartiles
+    measured: dict[str, float] | None = None  # median and quartiles
     case: str = ""
     others: dict[str, Any] = field(default_factory=dict)
 
     def verdict(self) -> str:
-        """Whether the goal, or even the stretch goal, holds."""
-        if self.figure is None:
+        """Say whether the goal, or even the stretch goal, holds."""
+        if self.measured is None:
             return "not measured"
         for name, bound in (("stretch", self.stretch), ("goal", self.goal)):
             if bound is not None and (
-                self.figure["median"] >= bound if self.at_least else self.figure["median"] <= bound
+                self.measured["median"] >= bound if self.at_least else self.measured["median"] <= bound
             ):
                 return name
         return "MISSED"
 
-    def keep_worst(self, case: str, figure: dict[str, float]) -> None:
-        """Take the figure of a case if it is the worst so far; keep all of them for the JSON."""
-        self.others[case] = figure
+    def keep_worst(self, case: str, found: dict[str, float]) -> None:
+        """Take the value of a case if it is the worst so far; keep all of them for the JSON."""
+        self.others[case] = found
         sign = -1 if self.at_least else 1
-        if self.figure is None or sign * figure["median"] > sign * self.figure["median"]:
-            self.figure, self.case = figure, case
+        if self.measured is None or sign * found["median"] > sign * self.measured["median"]:
+            self.measured, self.case = found, case
 
     def to_dict(self) -> dict[str, Any]:
-        """For the JSON."""
+        """Return the row as JSON has it."""
         return {**asdict(self), "verdict": self.verdict()}
 
 
 def selection(args: Namespace) -> list[Row]:
-    """The activation alone: beside the matmuls of the SAE, SAELens' activations, and a full argsort."""
+    """Measure the activation alone: beside the matmuls of the SAE, SAELens' activations, and a full argsort."""
     rows = [
         Row("selection / two matmuls", 0.10, 0.05),
         Row(f"selection / SAELens TopK({cases.K})", 1.0, 0.5),
@@ -90,7 +90,7 @@ def selection(args: Namespace) -> list[Row]:
 
 
 def step(args: Namespace) -> list[Row]:
-    """Forward and backward of one training step beside SAELens' own architectures."""
+    """Measure forward and backward of one training step beside SAELens' own architectures."""
     x = torch.randn(args.batch, args.d_in, device=args.device)
     peers = cases.peers(args.d_in, args.d_sae, args.device)
     ours = {l0: cases.top_afa(args.d_in, args.d_sae, min(l0, args.d_sae // 2), x) for l0 in (95, 2000, 5000)}
@@ -116,7 +116,7 @@ def step(args: Namespace) -> list[Row]:
 
 
 def inference(args: Namespace) -> list[Row]:
-    """Encode and decode, without gradient."""
+    """Measure encode and decode, without gradient."""
     x = torch.randn(args.batch, args.d_in, device=args.device)
     ours = cases.inference(cases.top_afa(args.d_in, args.d_sae, 95, x))
     saes = {"top_afa": ours, **cases.inference_peers(args.d_in, args.d_sae, args.device)}
@@ -129,7 +129,7 @@ def inference(args: Namespace) -> list[Row]:
 
 
 def memory(args: Namespace) -> list[Row]:
-    """Peak memory of the selection beside its input, the output included."""
+    """Measure peak memory of the selection beside its input, the output included."""
     row = Row("peak extra memory of selection / one [batch, d_sae]", 1.1, None)
     rows = max(args.batch, 2048)  # so many that what libraries allocate once does not count
     extra = peak_extra_bytes(select_once, rows, args.d_sae, args.device)
@@ -139,7 +139,7 @@ def memory(args: Namespace) -> list[Row]:
 
 
 def select_once(ready: Callable[[], None], rows: int, d_sae: int, device: str) -> None:
-    """One selection, the kernels compiled before."""
+    """Select once, the kernels compiled before."""
     acts, target, norm = cases.selection_inputs(rows, d_sae, 0.5, 300, device)
     norm_matching_topk(acts[:32], target[:32], norm)
     ready()
@@ -147,8 +147,8 @@ def select_once(ready: Callable[[], None], rows: int, d_sae: int, device: str) -
 
 
 def _beside(row: Row, seconds: Seconds, name: str, others: list[str]) -> None:
-    """The ratio to TopK as the figure, those to the others and the time itself beside it."""
-    row.figure = ratio(seconds[name], seconds["topk"])
+    """Take the ratio to TopK as what is measured, with those to the others and the time itself beside it."""
+    row.measured = ratio(seconds[name], seconds["topk"])
     row.others = {f"/ {other}": ratio(seconds[name], seconds[other]) for other in others}
     row.others["ms"] = spread([1e3 * s for s in seconds[name]])
     row.case = ", ".join(f"/ {other} {row.others[f'/ {other}']['median']:.2f}" for other in others if other != "topk")

@@ -1,4 +1,4 @@
-"""How time and peak memory grow with the number of features and of tokens, and the plot of it."""
+"""Growth of time and peak memory with the number of features and of tokens, and the plot of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 from benchmarks import cases
 from benchmarks.measuring import peak_extra_bytes, spread, time_rounds
-from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.files import write_whole
+from sae_lens_afa.plots.styles import styles_of
 
 D_SAE, BATCH = (12288, 24576, 65536), (512, 1024, 2048, 4096, 8192)
 NAMES = {"top_afa": "top-AFA, L0 95", "topk": f"SAELens TopK({cases.K})"}
 
 
 def measure(args: Namespace) -> list[dict[str, Any]]:
-    """One point for each size: a training step's time and its peak memory beside the SAE's own."""
+    """Return a point for each size: a training step's time and its peak memory beside the SAE's own."""
     sizes = [(d_sae, BATCH[0]) for d_sae in D_SAE] + [(D_SAE[0], batch) for batch in BATCH[1:]]
     return [_point(args, d_sae, batch) for d_sae, batch in sizes]
 
@@ -49,7 +49,7 @@ def _sae(name: str, d_in: int, d_sae: int, x: torch.Tensor) -> Any:
 
 
 def step_once(ready: Callable[[], None], name: str, d_in: int, d_sae: int, batch: int, device: str) -> None:
-    """One training step, after one of a few tokens."""
+    """Take one training step, after one of a few tokens."""
     x = torch.randn(batch, d_in, device=device)
     sae = _sae(name, d_in, d_sae, x)
     cases.train_step(sae, x[:64])()
@@ -59,7 +59,7 @@ def step_once(ready: Callable[[], None], name: str, d_in: int, d_sae: int, batch
 
 
 def plot(points: list[dict[str, Any]], path: Path) -> None:
-    """Time and memory against d_sae (512 tokens) and against tokens (d_sae 12288), as a picture."""
+    """Draw time and memory against d_sae (512 tokens) and against tokens (d_sae 12288)."""
     figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
     styles = styles_of(NAMES)
     by_width = [p for p in points if p["batch"] == BATCH[0]]

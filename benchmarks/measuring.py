@@ -1,4 +1,4 @@
-"""How times and memory are taken: in turn, in one process, as ratios; peaks in processes of their own."""
+"""Times and memory: in turn, in one process, as ratios; peaks in processes of their own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Seconds = dict[str, list[float]]
 
 
 def timed(device: torch.device | str, work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and the seconds until the device was done."""
+    """Return what `work` returns, and the seconds until the device was done."""
 
     def wait() -> None:
         if torch.device(device).type == "cuda":
@@ -34,7 +34,7 @@ def timed(device: torch.device | str, work: Callable[[], T]) -> tuple[T, float]:
 
 
 def time_rounds(variants: dict[str, Callable[[], object]], rounds: int, device: str = "cpu") -> Seconds:
-    """Seconds of each variant in each round, the variants in turn; a first round is not counted.
+    """Return the seconds of each variant in each round, the variants in turn; a first round is not counted.
 
     In turn, so that a machine whose speed drifts, or that is shared, slows all of them alike.
     """
@@ -48,18 +48,18 @@ def time_rounds(variants: dict[str, Callable[[], object]], rounds: int, device: 
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
     return {"median": middle, "q25": low, "q75": high}
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
-    """Median and quartiles of the ratio within a round."""
+    """Return median and quartiles of the ratio within a round."""
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def peak_extra_bytes(call: Callable[..., None], *args: Any) -> int:
-    """By how much `call(ready, *args)` raises the peak memory after it has called `ready`, in its own process.
+    """Return by how much `call(ready, *args)` raises the peak memory after it has called `ready`, in its own process.
 
     On Linux the resident peak, in which all libraries' memory shows; on a cuda device torch's own.
     """
@@ -91,7 +91,7 @@ def _peak_now() -> int:
 
 
 def setting(device: str) -> dict[str, Any]:
-    """Machine, threads, versions and memory settings, without which a figure says nothing."""
+    """Return machine, threads, versions and memory settings, without which a measurement says nothing."""
     info, pages = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]

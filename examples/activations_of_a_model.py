@@ -1,132 +1,119 @@
-"""Activations of a language model as files for `sae-lens-afa sweep activations --raw`.
+"""Activations of a language model as files for `sae-lens-afa sweep activations`, to be changed to your own model.
 
-    python benchmarks/language_model_activations.py --weights FOLDER --text articles.xml.bz2 --output FOLDER
+    python examples/activations_of_a_model.py                       # the bundled model and text: a minute, no network
+    python examples/activations_of_a_model.py --model gpt2 --dataset articles.txt --hook blocks.8.hook_resid_pre
 
-`--weights` is a folder that transformers' `save_pretrained` wrote, model and tokenizer; `--model` the name by which
-TransformerLens knows its architecture. Text is plain (.txt) or a Wikipedia dump (.xml.bz2), cut into contexts, of which
-the last part is for judging. The residual stream of such a model has a few tokens of ten times the usual norm, and one
-mean that is most of the norm of all. So three folders are written, each with train.safetensors and test.safetensors:
+writes train.safetensors and test.safetensors, and prints the command that compares architectures on them. `--model` is
+a folder or any name that TransformerLens knows, `--dataset` a file, a folder or a name on the Hub.
 
-    centred            minus the mean of the training tokens, times one number that makes the mean norm sqrt(d_in)
-    without-outliers   the same of tokens whose norm is at most 3 times the median
-    whitened           of these, with the covariance of the training tokens brought to 1
+Activations are centred on the mean of the training tokens and multiplied by one number that makes their mean norm
+sqrt(d_in), so the sweep takes them with `--raw`. The residual stream of many models has a few tokens of ten times the
+usual norm: `--outlier-norm-multiple 3` leaves out those above three medians. `--whiten` brings the covariance of the
+training tokens to 1.
 """
 
 from __future__ import annotations
 
 import argparse
-import bz2
-import html
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from datasets import load_dataset
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-OUTLIER = 3.0  # in median norms
-MARKUP = (  # of Wikipedia, from the innermost: comments, references, tables, templates, links, the rest
-    (re.compile(r"<!--.*?-->|<(ref|math|gallery)[^>/]*>.*?</\1>|<[^>]*>", re.DOTALL), ""),
-    (re.compile(r"\{\|.*?\|\}", re.DOTALL), ""),
-    *([(re.compile(r"\{\{[^{}]*\}\}"), "")] * 3),
-    (re.compile(r"\[\[(?:File|Image|Category):[^\[\]]*(?:\[\[[^\[\]]*\]\][^\[\]]*)*\]\]"), ""),
-    (re.compile(r"\[\[(?:[^\[\]|]*\|)?([^\[\]|]*)\]\]"), r"\1"),
-    (re.compile(r"\[https?:\S+ ?([^\]]*)\]"), r"\1"),
-    (re.compile(r"'{2,}|={2,}|^[*#:;|!].*$", re.MULTILINE), ""),
-    (re.compile(r"\n\s*\n+"), "\n\n"),
-)  # fmt: skip
+import sae_lens_afa as afa
+from sae_lens_afa.loading.models import check_hook_name, load_language_model
+from sae_lens_afa.loading.text import load_text_dataset
 
 
-def text_of(path: Path) -> str:
-    """The words of a plain file, or of the articles of a dump."""
-    if path.suffix != ".bz2":
-        return path.read_text(encoding="utf-8")
-    articles = re.findall(r"<text[^>]*>(.*?)</text>", bz2.decompress(path.read_bytes()).decode("utf-8"), re.DOTALL)
-    return "\n\n".join(_plain(html.unescape(article)) for article in articles if not article.startswith("#REDIRECT"))
+def texts_of(dataset: str | None) -> Iterator[str]:
+    """Yield the documents of a data set; the bundled chapters if none is named."""
+    if dataset is None:
+        yield from afa.demo.load_text().train
+        return
+    data = load_text_dataset(dataset)
+    if isinstance(data, str):
+        data = load_dataset(data, split="train", streaming=True)
+    yield from (row["text"] for row in data)
 
 
-def _plain(article: str) -> str:
-    for pattern, replacement in MARKUP:
-        article = pattern.sub(replacement, article)
-    return article.strip()
+def contexts_of(model: Any, texts: Iterator[str], n: int, context: int) -> Tensor:
+    """Return `n` contexts of the text, [n, context], each with a BOS token at its start."""
+    found: list[Tensor] = []
+    count = 0
+    for text in texts:
+        found.append(model.to_tokens(text, prepend_bos=False, truncate=False)[0].cpu())
+        count += len(found[-1])
+        if count >= n * (context - 1):
+            break
+    else:
+        raise ValueError(f"the text has {count:,} tokens, {n * (context - 1):,} are wanted: take fewer")
+    tokens = torch.cat(found)[: n * (context - 1)].view(n, context - 1)
+    return torch.cat([torch.full((n, 1), model.tokenizer.bos_token_id), tokens], 1)
 
 
-def activations(model: Any, tokens: Tensor, hook: str, batch: int) -> Iterator[Tensor]:
-    """Of contexts [n, context] that start with a token that is left out, which has a norm of its own."""
-    stop = extract_stop_at_layer_from_tlens_hook_name(hook)
-    for rows in tqdm(tokens.split(batch), unit="batch"):
-        _, cache = model.run_with_cache(rows, names_filter=hook, stop_at_layer=stop)
-        yield cache[hook][:, 1:].flatten(0, 1).float()
-
-
-def write(folder: Path, train: Tensor, test: Tensor) -> None:
-    """Both files of a variant, brought to a mean norm of sqrt(d_in) by one number."""
-    scale = train.shape[1] ** 0.5 / torch.linalg.vector_norm(train, dim=-1).mean()
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("train", train), ("test", test)):
-        save_file({"activations": (rows * scale).contiguous()}, folder / f"{name}.safetensors")
-    print(f"{folder}: {len(train):,} and {len(test):,} tokens, {train.shape[1]} wide")
+@torch.no_grad()
+def activations_of(model: Any, contexts: Tensor, hook: str, batch: int) -> Tensor:
+    """Return the activations of all tokens but BOS, whose norm is unlike that of others, [tokens, d_in]."""
+    kept: list[Tensor] = []
+    for rows in tqdm(contexts.split(batch), unit="batch"):
+        _, cache = model.run_with_cache(rows, names_filter=hook, return_type=None)
+        kept.append(cache[hook][:, 1:].flatten(2).flatten(0, 1).float().cpu())
+    return torch.cat(kept)
 
 
 def whitening(train: Tensor) -> Tensor:
-    """Symmetric, from the covariance of centred tokens."""
+    """Return the symmetric matrix that brings the covariance of centred tokens to 1."""
     values, vectors = torch.linalg.eigh(train.double().T @ train.double() / len(train))
     return ((vectors / values.clamp(min=1e-6 * float(values.max())).sqrt()) @ vectors.T).float()
 
 
-def load(name: str, weights: Path) -> Any:
-    """A HookedTransformer with the weights of a folder."""
-    from transformer_lens import HookedTransformer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(weights), AutoTokenizer.from_pretrained(weights)
-    return HookedTransformer.from_pretrained_no_processing(
-        name, hf_model=model, tokenizer=tokenizer, device="cpu", dtype=torch.float32
-    )
-
-
-@torch.no_grad()
 def main() -> None:
-    """Read the options, run the model, write the files."""
+    """Run the model, and write both files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="google/gemma-3-270m")
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--hook", default="blocks.9.hook_resid_post")
+    parser.add_argument("--model", help="default: the bundled model")
+    parser.add_argument("--dataset", help="default: the bundled text")
+    parser.add_argument("--hook", default="blocks.2.hook_resid_pre")
+    parser.add_argument("--output", type=Path, default=Path("runs/files"))
     parser.add_argument("--tokens", type=int, default=60_000, help="to train on")
-    parser.add_argument("--test-tokens", type=int, default=15_000)
+    parser.add_argument("--test-tokens", type=int, default=15_000, help="to judge on: those that follow in the text")
     parser.add_argument("--context", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4, help="contexts in one forward pass")
-    given = parser.parse_args()
+    parser.add_argument("--batch", type=int, default=16, help="contexts in one forward pass")
+    parser.add_argument("--outlier-norm-multiple", type=float, help="leave out tokens above so many median norms")
+    parser.add_argument("--whiten", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
 
-    model = load(given.model, given.weights)
-    words = model.to_tokens(text_of(given.text), prepend_bos=False, truncate=False)[0]
-    length = given.context - 1
-    n_train, n_test = -(-given.tokens // length), -(-given.test_tokens // length)
-    if len(words) < (n_train + n_test) * length:
-        parser.error(f"{given.text} has {len(words):,} tokens, {(n_train + n_test) * length:,} are wanted")
-    contexts = words[: len(words) // length * length].view(-1, length)
-    # Contexts from all of the text, and not only from its first articles; the last ones are for judging.
-    contexts = contexts[torch.linspace(0, len(contexts) - 1, n_train + n_test).long()]
-    contexts = torch.cat([torch.full((len(contexts), 1), model.tokenizer.bos_token_id), contexts], 1)
-    found = torch.cat(list(activations(model, contexts, given.hook, given.batch)))
-    train, test = found[: n_train * length], found[n_train * length :]
-
-    limit = OUTLIER * torch.linalg.vector_norm(train, dim=-1).median()
-    usual = [part[torch.linalg.vector_norm(part, dim=-1) <= limit] for part in (train, test)]
-    print(f"{len(train) - len(usual[0])} and {len(test) - len(usual[1])} tokens over {OUTLIER:g} median norms")
-    write(given.output / "centred", train - train.mean(0), test - train.mean(0))
-    mean = usual[0].mean(0)
-    centred = [part - mean for part in usual]
-    write(given.output / "without-outliers", *centred)
-    matrix = whitening(centred[0])
-    write(given.output / "whitened", *(part @ matrix for part in centred))
+    model = load_language_model(args.model, args.device) if args.model else afa.demo.load_model(args.device)
+    check_hook_name(model, args.hook)
+    n_train, n_test = (-(-tokens // (args.context - 1)) for tokens in (args.tokens, args.test_tokens))
+    contexts = contexts_of(model, texts_of(args.dataset), n_train + n_test, args.context)
+    found = activations_of(model, contexts, args.hook, args.batch)
+    train, test = found.split([n_train * (args.context - 1), n_test * (args.context - 1)])
+    if args.outlier_norm_multiple is not None:
+        limit = args.outlier_norm_multiple * torch.linalg.vector_norm(train, dim=-1).median()
+        train, test = (part[torch.linalg.vector_norm(part, dim=-1) <= limit] for part in (train, test))
+        print(f"{len(found) - len(train) - len(test)} of {len(found)} tokens left out")
+    mean = train.mean(0)
+    train, test = train - mean, test - mean
+    if args.whiten:
+        matrix = whitening(train)
+        train, test = train @ matrix, test @ matrix
+    scale = train.shape[1] ** 0.5 / torch.linalg.vector_norm(train, dim=-1).mean()
+    args.output.mkdir(parents=True, exist_ok=True)
+    files = [args.output / f"{name}.safetensors" for name in ("train", "test")]
+    for file, part in zip(files, (train, test), strict=True):
+        save_file({"activations": (part * scale).contiguous()}, file)
+    print(f"{len(train):,} tokens to train on, {len(test):,} to judge on, {train.shape[1]} wide. Compare:")
+    print(f"  sae-lens-afa sweep activations --activations {files[0]} --test {files[1]} --raw --preset quick")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None

@@ -6,12 +6,13 @@ top-AFA over its coefficients against TopK and BatchTopK over their k, at resid_
     python examples/reproduce_paper.py --device cuda           # 207 SAEs; needs the network
     python examples/reproduce_paper.py --preset demo           # the bundled model and text: minutes, no network
 
-Stop it at will: the same command goes on. The report lists every run beside the published ones.
+Stop it at will: the same command goes on. The report has the published runs beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from sae_lens_afa.experiments import Arm, paper_sweep, run_sweep
@@ -32,8 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     sweep = paper_sweep(args.preset, layers=args.layers, steps=args.steps, device=args.device)
     if args.with_jumprelu:
-        arms = [*sweep.arms, *EXTRA]
-        sweep = paper_sweep(args.preset, layers=args.layers, arms=arms, steps=args.steps, device=args.device)
+        sweep = replace(sweep, arms=(*sweep.arms, *EXTRA))
     result = run_sweep(sweep, args.output)
     assert result is not None  # it runs to its end
     print(f"\n{result}\n\nwritten:")

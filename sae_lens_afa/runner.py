@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import signal
-import sys
-import tempfile
 import time
-import types
-from collections.abc import Callable, Generator, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sized
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict
-from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
-from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
-from sae_lens.training._interruption import InterruptedException
 from sae_lens.training.sae_trainer import SAETrainer
-from safetensors import SafetensorError
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import expected_messages_off, warn
-from sae_lens_afa.files import SAE_CFG_FILENAME, write_folder
+from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.loading.models import check_context, check_hook, load_language_model
-from sae_lens_afa.loading.names import first_line
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
-from sae_lens_afa.training.checks import (
-    check_checkpoint,
-    check_disk_space,
-    check_run,
-    check_same_sae,
-    config_from_checkpoint,
-    warn_of_settings,
-)
-from sae_lens_afa.training.summary import TrainingSummary, mean_l0, summarise
+from sae_lens_afa.training.checkpoint import check_checkpoint, config_from_checkpoint
+from sae_lens_afa.training.interruption import TrainingInterrupted, stop_request
+from sae_lens_afa.training.preflight import check_disk_space, check_length, check_run, check_same_sae, warn_of_settings
+from sae_lens_afa.training.saving import save_sae
+from sae_lens_afa.training.summary import TrainingSummary, summarise, warn_of_a_missed_k
 from sae_lens_afa.training.watch import TrainingDivergedError, TrainingWatch
 
 if TYPE_CHECKING:
@@ -63,25 +47,10 @@ _PATHS = (
     "model_name", "dataset_path", "output_path", "checkpoint_path", "resume_from_checkpoint", "from_pretrained_path",
     "cached_activations_path",
 )  # fmt: skip
-# Of a k that the saved threshold is to give: beyond these shares of it a warning says so.
-_LOW, _HIGH = 0.5, 2.0
-
-
-class TrainingInterrupted(InterruptedException):
-    """Training stopped on SIGINT or SIGTERM after a whole step; also the exception of SAELens' own runner.
-
-    Attributes:
-        checkpoint: The checkpoint from which the run can be resumed; None if the run keeps no checkpoints.
-    """
-
-    def __init__(self, checkpoint: Path | None) -> None:
-        self.checkpoint = checkpoint
-        saved = f"checkpoint saved in {checkpoint}" if checkpoint else "no checkpoint saved (checkpoint_path is None)"
-        super().__init__(f"training interrupted, {saved}")
 
 
 class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
-    """`LanguageModelSAETrainingRunner` that says before the work what is wrong, and whose interruption loses nothing.
+    """`LanguageModelSAETrainingRunner` that checks before the work, and whose interruption loses nothing.
 
     Before training: sizes, devices, dtypes, folders, disk space, a checkpoint that is incomplete or of another
     configuration, a hook that the model does not have or does not compute, a `d_in` that is not the hook's width, a
@@ -108,6 +77,32 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
 
     Raises:
         ValueError, OSError: as said above; one line that names the field and says what to do.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+        >>> import sae_lens_afa as afa
+        >>> cfg = LanguageModelSAERunnerConfig(
+        ...     sae=afa.TopAFATrainingSAEConfig(d_in=192, d_sae=256),
+        ...     model_name=str(afa.demo.model_folder()),
+        ...     hook_name="blocks.2.hook_resid_pre",
+        ...     is_dataset_tokenized=False,
+        ...     streaming=False,
+        ...     context_size=32,
+        ...     training_tokens=512,
+        ...     train_batch_size_tokens=128,
+        ...     store_batch_size_prompts=4,
+        ...     n_batches_in_buffer=4,
+        ...     logger=LoggingConfig(log_to_wandb=False),
+        ...     checkpoint_path="runs/checkpoints",
+        ...     output_path="runs/sae",
+        ...     verbose=False,
+        ... )
+        >>> text = Dataset.from_dict({"text": afa.demo.load_text().train[:2]})
+        >>> runner = afa.runner.InterruptibleTrainingRunner(cfg, override_dataset=text)
+        >>> sae = runner.run()
+        >>> runner.summary().folder.as_posix()
+        'runs/sae'
     """
 
     @override
@@ -151,7 +146,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             super().__init__(cfg, override_dataset, override_model, override_sae)
         self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
         if isinstance(override_dataset, Sized):
-            _check_length(self.activations_store, cfg.dataset_path)
+            check_length(self.activations_store, cfg.dataset_path)
         self._watch: TrainingWatch | None = None
         self._seconds = 0.0
 
@@ -162,11 +157,12 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         torch.manual_seed(self.cfg.seed)
         sae = super().run()
         self._seconds = time.monotonic() - started
-        self._warn_of_a_missed_k()
+        if self._watch is not None and self._watch.last_batch is not None:
+            warn_of_a_missed_k(self.sae, self._watch.last_batch)
         return sae
 
     def summary(self) -> TrainingSummary:
-        """What came out, measured on the next tokens of the run's stream; after `run`.
+        """Return what came out of `run`, measured on the next tokens of the run's stream.
 
         Raises:
             RuntimeError: `run` has not come to its end.
@@ -178,21 +174,11 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         stream = cast("Iterator[Tensor]", self.activations_store)
         return summarise(self._watch.trainer, self.sae, stream, output, self._seconds)
 
-    def _warn_of_a_missed_k(self) -> None:
-        """Where a batch shares out its features, the threshold that is saved may not give as many."""
-        if not isinstance(self.sae, BatchTopKTrainingSAE) or self._watch is None or self._watch.last_batch is None:
-            return
-        k, l0 = self.sae.cfg.k, mean_l0(self.sae, self._watch.last_batch)
-        if not _LOW * k < l0 < _HIGH * k:
-            warn(
-                f"{self.sae.cfg.architecture()} was trained for k = {k:g} active features per token, but with the"
-                f" threshold that it is saved with it has {l0:.1f}: train for more steps.",
-            )
-
     @override
     def run_trainer_with_interruption_handling(
         self, trainer: SAETrainer[TrainingSAE[TrainingSAEConfig], TrainingSAEConfig]
     ) -> TrainingSAE[Any]:
+        """Train until the end or until a signal, in place of SAELens' own handling of signals."""
         # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
         done = trainer.n_training_samples
         trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
@@ -201,7 +187,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         self._watch = TrainingWatch(trainer, f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}")
         if self.cfg.resume_from_checkpoint is not None:
             self._watch.checkpoint = Path(self.cfg.resume_from_checkpoint)
-        with _stop_request() as stop:
+        with stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
             # where the last step is complete and the next has not begun.
             at_step_start = trainer.maybe_reset_sparsity
@@ -229,80 +215,15 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         def write(folder: Path) -> None:
             super(InterruptibleTrainingRunner, self).save_final_sae(sae, str(folder), log_feature_sparsity)
 
-        try:
-            _save(Path(output_path), write)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise OSError(f"{output_path} cannot be written ({first_line(error)}); {self._rescue(write)}") from error
-
-    def _rescue(self, write: Callable[[Path], None]) -> str:
-        """Save what was trained wherever it can be, and say where."""
-        places = [] if self.cfg.checkpoint_path is None else [Path(self.cfg.checkpoint_path) / "rescued"]
-        for place in (*places, Path(tempfile.gettempdir()) / f"sae-lens-afa-rescued-{os.getpid()}"):
-            try:
-                write_folder(place, write)
-            except (OSError, SafetensorError, RuntimeError):
-                continue
-            return f"the trained SAE was saved in {place} instead: move it from there."
-        kept = self._watch.checkpoint if self._watch else None
-        return f"nor any other place; the last checkpoint is {kept}." if kept else "nor any other place: it is lost."
+        checkpoints = None if self.cfg.checkpoint_path is None else Path(self.cfg.checkpoint_path)
+        last = self._watch.checkpoint if self._watch else None
+        save_sae(Path(output_path), write, checkpoints=checkpoints, last_checkpoint=last)
 
     def _save_whole_checkpoint(self, trainer: SAETrainer[Any, Any]) -> Path | None:
+        """Write a checkpoint of the last step, unless there is one, and return it; None without `checkpoint_path`."""
         if self.cfg.checkpoint_path is None:
             return None
         whole = Path(self.cfg.checkpoint_path) / str(trainer.n_training_samples)
         if not whole.exists():  # as a regular checkpoint of this very step does
             trainer.save_checkpoint(checkpoint_name=whole.name)
         return whole
-
-
-@contextmanager
-def _stop_request() -> Generator[list[int]]:
-    """Yield a list that is empty until SIGINT or SIGTERM arrives; a second signal acts as if nobody listened."""
-    received: list[int] = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: types.FrameType | None) -> None:  # noqa: ARG001  (the signature of a handler)
-        received.append(number)
-        restore()
-        print("\nstopping after this step (once more: at once, without a checkpoint)", file=sys.stderr, flush=True)
-
-    for number in previous:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
-
-
-def _save(output: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder beside `output` and move it into place.
-
-    An SAE that is there is replaced as a whole. In a folder with other content the files are put beside it.
-    """
-    if not output.is_dir() or (output / SAE_CFG_FILENAME).is_file() or not any(output.iterdir()):
-        write_folder(output, write)
-        return
-    partial = output.resolve().with_name(f".{output.resolve().name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        write(partial)
-        for file in partial.iterdir():
-            os.replace(file, output / file.name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_length(store: ActivationsStore, name: str) -> None:
-    """Raise ValueError unless the text fills one context."""
-    read = store.n_dataset_processed
-    first = next(store._iterate_tokenized_sequences(), None)  # pyright: ignore[reportPrivateUsage]  (what it will read)
-    store.n_dataset_processed = read
-    if first is None:
-        raise ValueError(
-            f"the text of dataset_path {name} is shorter than one context of context_size = {store.context_size}"
-            " tokens: give more text, or a smaller context_size."
-        )

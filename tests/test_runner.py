@@ -123,7 +123,7 @@ def test_output_replaces_an_earlier_one_whole_and_only_where_it_may(tmp_path, mo
     cfg = runner_config(tmp_path, steps=2)
     InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    with pytest.raises(FileExistsError, match=r"out exists; pass --overwrite \(overwrite=True\)"):
+    with pytest.raises(FileExistsError, match="out exists; pass overwrite=True"):
         InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     (tmp_path / "out" / "demo_result.json").write_text("of the old one")

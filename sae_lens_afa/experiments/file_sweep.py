@@ -105,10 +105,10 @@ class ActivationsSweep(Sweep):
 
     @override
     def criteria(self) -> Sequence[Criterion]:
-        name = "explained variance"
+        title = "explained variance (raw)"
         return (
-            Criterion(_VARIANCE, name, True),
-            Criterion(_VARIANCE, name, True, max_l0=sparse_limit(self.d_in)),
+            Criterion(_VARIANCE, title, True),
+            Criterion(_VARIANCE, title, True, max_l0=sparse_limit(self.d_in)),
         )
 
     @override

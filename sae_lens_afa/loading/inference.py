@@ -1,4 +1,4 @@
-"""A second, independent module on the weights of an SAE."""
+"""Inference form of an SAE on the same weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sae_lens.util import dtype_to_str
 
 
 def inference_view(sae: SAE[Any]) -> SAE[Any]:
-    """The SAE as it would be saved for inference and loaded again, but on the same tensors: for reading only.
+    """Return the SAE as it would be saved for inference and loaded again, but on the same tensors: for reading only.
 
     It has its own configuration and hooks, and takes [tokens, d_in] whatever the SAE's reshaping.
     """

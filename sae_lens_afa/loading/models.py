@@ -1,8 +1,7 @@
-"""Language models by name or folder, and what can be known of a device, a hook and a context before they are used."""
+"""Language models by name or folder; checks of a device, a hook and a context before they are used."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +14,13 @@ from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 from transformers import AutoConfig
 
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
-from sae_lens_afa.loading.names import first_line, is_path, near
+from sae_lens_afa.loading.names import did_you_mean, first_line, in_own_words, is_path, near
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
 HOOKED, PROXY = "HookedTransformer", "AutoModelForCausalLM"
-# Hooks that TransformerLens has in every model and computes only where this field of the model's config is set.
+# Hooks that TransformerLens has in every model, and the field of the model's config with which it computes them.
 _SWITCHES = {
     "hook_result": "use_attn_result",
     "hook_q_input": "use_split_qkv_input",
@@ -37,9 +36,8 @@ def check_device(device: str, *, what: str = "device") -> None:
     try:
         torch.zeros((), device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        advice = "Try --device cpu." if what == "device" else f"Try {what}='cpu'."
         said = first_line(error).rstrip(".")
-        raise ValueError(f"{what} {device!r} cannot be used here: {said}. {advice}") from error
+        raise ValueError(f"{what} {device!r} cannot be used here: {said}. Try {what}='cpu'.") from error
 
 
 def load_language_model(
@@ -49,9 +47,9 @@ def load_language_model(
     kwargs: Mapping[str, Any] | None = None,
     *,
     hook_names: Sequence[str] = (),
-    what: str = "--model",
+    what: str = "model",
 ) -> HookedRootModule:
-    """The model of a name or folder.
+    """Return the language model of a name or folder.
 
     Args:
         name: A name that TransformerLens knows; a Hugging Face model folder: of GPT-2's architecture for
@@ -60,7 +58,7 @@ def load_language_model(
         class_name: SAELens' `model_class_name`; None is "HookedTransformer".
         kwargs: SAELens' `model_from_pretrained_kwargs`.
         hook_names: For "AutoModelForCausalLM": the modules whose outputs are wanted; all if empty.
-        what: What the name is called in messages.
+        what: Name of the parameter, for messages.
 
     Raises:
         FileNotFoundError: a folder that is not there, or holds no model.
@@ -78,23 +76,22 @@ def load_language_model(
         if class_name == HOOKED and Path(name).is_dir():
             return load_gpt2_folder(name, device)
         return load_model(class_name, name, device, dict(kwargs or {}), list(hook_names) or None)
-    except (ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (ValueError, KeyError, RuntimeError, SafetensorError, OSError) as error:
         if class_name == PROXY and "hook_names not found" in str(error):
             raise ValueError(_unknown_modules(name, device, kwargs, hook_names)) from error
-        # TransformerLens answers an unknown name with all names that it knows.
-        close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
-        raise ValueError(f"{what} {name!r} cannot be loaded: {_reason(error)}{close}") from error
-    except OSError as error:
-        raise OSError(f"{what} {name!r} cannot be loaded: {first_line(error)}") from error
+        raise _not_loaded(error, name, what) from error
 
 
-def _reason(error: Exception) -> str:
-    """What a library says, without the list of all models that TransformerLens knows."""
-    return first_line(error).partition(" Valid official")[0][:240]
+def _not_loaded(error: Exception, name: str, what: str) -> OSError | ValueError:
+    """Return a library's error in one line; of an unknown name, with those that are near."""
+    # TransformerLens answers an unknown name with all names that it knows.
+    said = first_line(error).partition(" Valid official")[0]
+    close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) and not isinstance(error, OSError) else ""
+    return in_own_words(error, f"{what} {name!r} cannot be loaded: {said[:240]}{close}")
 
 
 def model_width(name: str, *, what: str = "model") -> int:
-    """d_model of a name or folder, from its configuration alone.
+    """Return the d_model of a name or folder, from its configuration alone.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `load_language_model`.
@@ -106,20 +103,19 @@ def model_width(name: str, *, what: str = "model") -> int:
             return int(AutoConfig.from_pretrained(name, local_files_only=True).hidden_size)
         return int(get_pretrained_model_config(name).d_model)
     except (ValueError, KeyError, AttributeError, OSError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
-        close = near(name, OFFICIAL_MODEL_NAMES) if "not found" in str(error) else ""
-        raise kind(f"{what} {name!r} cannot be loaded: {_reason(error)}{close}") from error
+        raise _not_loaded(error, name, what) from error
 
 
 def _unknown_modules(name: str, device: str, kwargs: Mapping[str, Any] | None, hook_names: Sequence[str]) -> str:
+    """Return the message for a module that the model does not have; the model is loaded once more for its names."""
     model = load_model(PROXY, name, device, dict(kwargs or {}))
     (first, *_) = (hook for hook in hook_names if hook not in model.hook_dict)
     return _no_hook(model, first)
 
 
 def _no_hook(model: HookedRootModule, hook_name: str) -> str:
-    close = difflib.get_close_matches(hook_name, list(model.hook_dict), n=3)
-    return f"hook_name: the model has no hook {hook_name!r}" + (f"; did you mean {', '.join(close)}?" if close else ".")
+    """Return the message for a hook that the model does not have."""
+    return f"hook_name: the model has no hook {hook_name!r}{did_you_mean(hook_name, model.hook_dict) or '.'}"
 
 
 def check_hook_name(model: HookedRootModule, hook_name: str) -> None:
@@ -175,7 +171,7 @@ def check_context(model: HookedRootModule, context_size: int, *, what: str = "co
 
 
 def context_of(model: Any) -> int | None:
-    """Most tokens of a prompt; None where the model does not say."""
+    """Return the greatest length of a prompt; None where the model does not say."""
     config = getattr(getattr(model, "model", None), "config", None) or getattr(model, "cfg", None)
     for name in ("n_ctx", "max_position_embeddings", "n_positions"):
         if isinstance(value := getattr(config, name, None), int) and value > 0:

@@ -1,4 +1,4 @@
-"""An SAE's folder on disk: whether its config and its weights fit each other, before anything is allocated.
+"""Checks of an SAE's folder: do its config and its weights fit each other? Before anything is allocated.
 
 SAELens is imported where an SAE is built, not where its config is read: that takes seconds.
 """
@@ -21,7 +21,7 @@ _SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF
 
 
 def read_config(path: Path, where: str) -> dict[str, Any]:
-    """The SAE's config of a cfg.json, with the fields that older versions of SAELens left out.
+    """Return the SAE's config of a cfg.json, with the fields that older versions of SAELens left out.
 
     Raises:
         FileNotFoundError: there is none.
@@ -39,7 +39,7 @@ def read_config(path: Path, where: str) -> dict[str, Any]:
 
 
 def _completed(cfg: dict[str, Any], where: str) -> dict[str, Any]:
-    """A config of an older SAELens with the fields that it left out."""
+    """Return a config of an older SAELens with the fields that it left out."""
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
@@ -52,7 +52,7 @@ def _completed(cfg: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_of_version_6(cfg: dict[str, Any], where: str) -> bool:
-    """Whether a config was written by SAELens 6 or later, which leaves no field out."""
+    """Return whether a config was written by SAELens 6 or later, which leaves no field out."""
     metadata = cfg.get("metadata", {})
     if not isinstance(metadata, dict):
         raise ValueError(f"{where}: metadata in {SAE_CFG_FILENAME} must be an object, got {metadata!r:.60}.")
@@ -66,7 +66,7 @@ def _is_of_version_6(cfg: dict[str, Any], where: str) -> bool:
 
 
 def is_training_form(cfg: dict[str, Any]) -> bool:
-    """Whether a config is that of a training SAE: those have SAELens' initialisation among their fields."""
+    """Return whether a config is that of a training SAE: those have SAELens' initialisation among their fields."""
     return "decoder_init_norm" in cfg
 
 
@@ -90,7 +90,7 @@ def check_architecture(cfg: dict[str, Any], where: str, *, training: bool = Fals
 
 
 def read_header(path: Path, where: str) -> dict[str, tuple[str, list[int]]]:
-    """Dtype and shape of each tensor, from the file's header; no tensor is read and no code can run.
+    """Return dtype and shape of each tensor, from the file's header; no tensor is read and no code can run.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -135,6 +135,7 @@ def check_fit(cfg: dict[str, Any], header: dict[str, tuple[str, list[int]]], whe
 
 
 def _refuse(name: str, found: list[int], expected: list[int], where: str) -> None:
+    """Raise ValueError for a tensor of another shape than the config's."""
     raise ValueError(
         f"{where}: weights and config disagree: {name} has shape {found} in {SAE_WEIGHTS_FILENAME},"
         f" {SAE_CFG_FILENAME} asks for {expected}."
@@ -142,7 +143,7 @@ def _refuse(name: str, found: list[int], expected: list[int], where: str) -> Non
 
 
 def load_folder(folder: Path, device: str, dtype: str | torch.dtype | None, where: str) -> SAE[Any]:
-    """The SAE of a folder; in the weights' own dtype unless one is given.
+    """Return the SAE of a folder; in the weights' own dtype unless one is given.
 
     Raises:
         FileNotFoundError, ValueError: the config or the weights are missing, damaged, or disagree.
@@ -164,12 +165,13 @@ def load_folder(folder: Path, device: str, dtype: str | torch.dtype | None, wher
 
 
 def own_dtype(header: dict[str, tuple[str, list[int]]]) -> str | None:
-    """The dtype that most weights are stored in (W_dec's, else the first one's); None leaves it to the config."""
+    """Return the dtype of W_dec, else that of the first tensor; None, which leaves it to the config, of a rare one."""
     dtypes = [header[name][0] for name in ("W_dec", *header) if name in header]
     return next((_SAFETENSORS_DTYPES[dtype] for dtype in dtypes if dtype in _SAFETENSORS_DTYPES), None)
 
 
 def _dtype_name(dtype: str | torch.dtype) -> str:
+    """Return the name of a dtype that SAELens knows."""
     from sae_lens.constants import DTYPE_TO_STR
 
     name = str(dtype).removeprefix("torch.")
@@ -184,7 +186,7 @@ def write_sha256(folder: Path, digest: str) -> None:
 
 
 def _check_sha256(folder: Path, where: str) -> None:
-    """Where the digest was noted beside the weights (`pull` does so), hold them to it."""
+    """Refuse weights that are not those whose digest was noted beside them, as `pull` does."""
     note = folder / SHA256_FILENAME
     if note.is_file() and note.read_text().split()[:1] != [sha256_of(folder / SAE_WEIGHTS_FILENAME)]:
         raise ValueError(

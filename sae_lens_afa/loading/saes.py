@@ -17,14 +17,14 @@ from sae_lens_afa.loading.models import check_device
 
 
 def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, where: str | None = None) -> SAE[Any]:
-    """The SAE of a folder, in inference form; a training checkpoint becomes what it would be saved as.
+    """Return the SAE of a folder, in inference form; a training checkpoint becomes what it would be saved as.
 
     Args:
         folder: What `save_model`, a runner or `pull` wrote: an SAE, or a checkpoint of its training, whose scaling of
             the input ("expected_average_only_in") is folded into the weights as at the end of training.
         device: cpu, cuda, ...
         dtype: float32, bfloat16, ...; None keeps that of the weights.
-        where: What the folder is called in messages; its path if None.
+        where: Name of the folder in messages; its path if None.
 
     Raises:
         FileNotFoundError: no folder, or one without config or weights.
@@ -47,7 +47,7 @@ def load_sae(folder: str | Path, device: str = "cpu", dtype: Any = None, *, wher
 
 
 def load_checkpoint(folder: Path, device: str = "cpu", *, where: str | None = None) -> TrainingSAE[Any]:
-    """The training SAE of a checkpoint, with the scaling that its trainer keeps outside folded into the weights.
+    """Return the training SAE of a checkpoint, with the scaling that its trainer keeps folded into the weights.
 
     Raises:
         FileNotFoundError, ValueError: as `load_sae`.
@@ -69,17 +69,19 @@ def load_checkpoint(folder: Path, device: str = "cpu", *, where: str | None = No
 
 
 def shared_metadata(saes: Mapping[str, SAE[Any]], field: str, default: Any = None) -> Any:
-    """The value of a metadata field that all SAEs agree on; `default` where none has it.
+    """Return the value of a metadata field that all SAEs agree on; `default` where none has it.
 
     Raises:
         ValueError: they do not agree.
     """
     values = {name: _comparable(getattr(sae.cfg.metadata, field)) for name, sae in saes.items()}
     values = {name: default if value is None else value for name, value in values.items()}
-    if any(value != next(iter(values.values())) for value in values.values()):
+    first = next(iter(values.values()))
+    if any(value != first for value in values.values()):
         raise ValueError(f"the SAEs were trained with different {field}: {values}; give it, or judge them one by one.")
-    return next(iter(values.values()))
+    return first
 
 
 def _comparable(value: Any) -> Any:
+    """Return a tuple as a list: JSON has no tuples."""
     return list(value) if isinstance(value, tuple) else value

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, DatasetInfo, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from datasets.table import CastError
 from pyarrow.lib import ArrowException
 
 from sae_lens_afa.loading.names import first_line, is_path
@@ -19,23 +20,35 @@ _READERS = {
     ".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv",
 }  # fmt: skip
 KINDS = ", ".join(_READERS)
-# What SAELens' store reads, the first that is there; the last three only with use_chat_formatting.
+# Columns that SAELens' store reads, the first that is there; the last three only with use_chat_formatting.
+# "null" is a column in which every row is empty.
+_STRINGS = ("string", "large_string", "string_view", "null")
 _COLUMNS = ("tokens", "input_ids", "text", "problem", "conversation", "conversations", "messages")
 
 
-def text_dataset(texts: Sequence[str]) -> Dataset:
-    """Texts as the dataset that SAELens' store reads."""
-    return Dataset.from_dict({"text": list(texts)})
+def text_dataset(texts: Sequence[str], name: str = "") -> Dataset:
+    """Return texts as a data set that SAELens' store reads.
+
+    Args:
+        texts: One for each document.
+        name: Name that evaluations note (`dataset.info.dataset_name`).
+
+    Example:
+        >>> from sae_lens_afa.loading.text import text_dataset
+        >>> text_dataset(["In the beginning", "And God said"], name="verses").info.dataset_name
+        'verses'
+    """
+    return Dataset.from_dict({"text": list(texts)}, info=DatasetInfo(dataset_name=name or None))
 
 
-def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
-    """The data of a local file or folder; the name itself where it can only be one on the Hub.
+def load_text_dataset(name: str, *, what: str = "dataset") -> Any:
+    """Return the data of a local file or folder; the name itself where it can only be one on the Hub.
 
     Args:
         name: A file (.txt: documents between empty lines; .jsonl, .json, .parquet, .csv, also gzipped), a folder of
             such files, a folder that `save_to_disk` wrote (of a DatasetDict its `train`, or its only part), or a name
             on the Hub. Text is in the column `text`, tokens in `tokens` or `input_ids`.
-        what: What the name is called in messages.
+        what: Name of the parameter, for messages.
 
     Raises:
         FileNotFoundError: a path that is not there, or a folder without data.
@@ -52,19 +65,22 @@ def load_text_dataset(name: str, *, what: str = "--dataset") -> Any:
         data = _read_folder(path, what) if path.is_dir() else _read_files([path], what)
     except (DatasetGenerationError, ArrowException, UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         cause = error.__cause__ or error
-        raise ValueError(f"{what} {name} cannot be read: {first_line(cause)}") from error
+        differ = "its rows have different columns, or columns of different types: give all the same"
+        said = differ if isinstance(cause, CastError) else first_line(cause)
+        raise ValueError(f"{what} {name} cannot be read: {said}") from error
     return checked_data(data, f"{what} {name}")
 
 
 def _kind(path: Path) -> str | None:
-    """The ending by which a file is read: the longest that fits."""
+    """Return the ending by which a file is read: the longest that fits."""
     name = path.name.lower()
     return max((ending for ending in _READERS if name.endswith(ending)), key=len, default=None)
 
 
 def _read_folder(folder: Path, what: str) -> Any:
+    """Return the data of a folder that `save_to_disk` wrote, or of all data files in it that are not hidden."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _one_part(load_from_disk(str(folder)), f"{what} {folder}")
+        return load_from_disk(str(folder))
     files = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path) is not None)
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
@@ -75,6 +91,7 @@ def _read_folder(folder: Path, what: str) -> Any:
 
 
 def _one_part(data: Any, where: str) -> Any:
+    """Return the `train` of a DatasetDict, or its only part; other data as it is."""
     if not isinstance(data, DatasetDict):
         return data
     if "train" in data:
@@ -87,6 +104,7 @@ def _one_part(data: Any, where: str) -> Any:
 
 
 def _read_files(files: list[Path], what: str) -> Any:
+    """Return the rows of files of one kind."""
     kinds = {str(_kind(path)) for path in files}
     readers = {_READERS.get(kind) for kind in kinds}
     if readers == {None}:
@@ -102,15 +120,16 @@ def _read_files(files: list[Path], what: str) -> Any:
 
 
 def _read_text(path: Path) -> str:
+    """Return the text of a file, gzipped or not."""
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         return file.read()
 
 
 def checked_data(data: Any, where: str) -> Any:
-    """The data without rows that have no text; of a DatasetDict its `train`, or its only part.
+    """Return the data without rows that have no text; of a DatasetDict its `train`, or its only part.
 
     Raises:
-        ValueError: SAELens' store would find nothing to read in it; the message begins with `where`.
+        ValueError: there is nothing in it for SAELens' store to read; the message begins with `where`.
     """
     data = _one_part(data, where)
     if not isinstance(data, Dataset):
@@ -123,12 +142,16 @@ def checked_data(data: Any, where: str) -> Any:
             " 'input_ids'."
         )
     rows: Any = data
-    if found == "text" and data.data.column("text").null_count:
-        rows = data.filter(_is_given, input_columns="text")
+    if found == "text":
+        if getattr(kind := data.features["text"], "dtype", None) not in _STRINGS:
+            raise ValueError(f"{where}: the column 'text' must hold strings, it holds {kind}.")
+        if data.data.column("text").null_count:
+            rows = data.filter(_is_given, input_columns="text")
     if len(rows) == 0 or (found == "text" and not any(row["text"].strip() for row in rows)):
         raise ValueError(f"{where} holds no text.")
     return rows
 
 
 def _is_given(text: str | None) -> bool:
+    """Return whether a row has a text."""
     return text is not None

@@ -75,12 +75,13 @@ def evaluate_saes(
         >>> from sae_lens_afa.loading.text import text_dataset
         >>> from sae_lens_afa.reports import evaluate_saes
         >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=192, d_sae=64))
-        >>> report = evaluate_saes(
-        ...     {"mine": sae}, "runs/eval", model=afa.demo.load_model(), hook="blocks.2.hook_resid_pre", context_size=16,
-        ...     dataset=text_dataset(afa.demo.load_text().held_out[:2]), tokens=64, progress=False,
+        >>> text = text_dataset(afa.demo.load_text().held_out)
+        >>> report = evaluate_saes(  # doctest: +SKIP
+        ...     {"mine": sae}, "runs/eval", model=afa.demo.load_model(), dataset=text, hook="blocks.2.hook_resid_pre",
+        ...     context_size=128, tokens=16_384,
         ... )
-        >>> report.results["mine"].n_tokens
-        64
+        >>> report.results["mine"].n_tokens  # doctest: +SKIP
+        16384
     """
     output = Path(output)
     check_evaluation(

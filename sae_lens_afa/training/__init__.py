@@ -1,1 +1,1 @@
-"""What surrounds a training run: checks before it, what is watched while it runs, what is said at its end."""
+"""Parts of a training run: checks before it, a watch while it runs, saving and a summary at its end."""

@@ -1,4 +1,4 @@
-"""What a run says at its end: what the SAE does, where it is, and what to do next."""
+"""Summary of a run: metrics of the SAE, the folder that it is in, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from sae_lens_afa._support import warn
 from sae_lens_afa.evals.judge import evaluate_activations
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.loading.inference import inference_view
 
-# At most about as many tokens as the figures are of.
+# At most about as many tokens are measured.
 MAX_TOKENS = 16_384
+# Beyond these shares of the k that the saved threshold is to give, a warning says so.
+_LOW, _HIGH = 0.5, 2.0
 
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What came out of a training run; `str()` is the text for the terminal.
+    """Outcome of a training run; `str()` is the text for the terminal.
 
     Attributes:
         name: The SAE's architecture.
-        folder: Where the SAE was saved; None if it was not.
+        folder: Folder in which the SAE was saved; None if it was not.
         result: Its metrics, in the form in which it is saved, on tokens of the run's own stream.
         n_silent: Latents that no token of the run's last sampling window activated.
         window: Tokens of that window.
@@ -91,6 +95,7 @@ def summarise(
 
 
 def _batches(stream: Iterator[Tensor], tokens: int) -> Iterable[Tensor]:
+    """Yield batches until there are as many tokens."""
     while tokens > 0:
         batch = next(stream)
         tokens -= len(batch)
@@ -99,10 +104,22 @@ def _batches(stream: Iterator[Tensor], tokens: int) -> Iterable[Tensor]:
 
 @torch.no_grad()
 def mean_l0(sae: TrainingSAE[Any], activations: Tensor) -> float:
-    """Active features per token of raw activations [tokens, d_in], in the form in which the SAE is saved."""
+    """Return the mean L0 of raw activations [tokens, d_in], in the form in which the SAE is saved."""
     acts = inference_view(sae).encode(activations)
     acts = acts.to_dense() if acts.is_sparse else acts
     return float(torch.count_nonzero(acts, dim=-1).float().mean())
+
+
+def warn_of_a_missed_k(sae: TrainingSAE[Any], activations: Tensor) -> None:
+    """Warn where a batch shares out its features and the threshold that is saved gives far fewer or more of them."""
+    if not isinstance(sae, BatchTopKTrainingSAE):
+        return
+    k, l0 = sae.cfg.k, mean_l0(sae, activations)
+    if not _LOW * k < l0 < _HIGH * k:
+        warn(
+            f"{sae.cfg.architecture()} was trained for k = {k:g} active features per token, but with the threshold that"
+            f" it is saved with it has {l0:.1f}: train for more steps.",
+        )
 
 
 def _number(value: float | None, spec: str) -> str:

@@ -1,8 +1,7 @@
-"""What is watched while an SAE trains: a bar that moves every step, and values that are no longer finite."""
+"""A watch over training: a bar that moves every step, and an end to losses and weights that are not finite."""
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ from sae_lens.saes.sae import TrainStepOutput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
+from sae_lens_afa.files import write_folder
+
 # Steps between looks at the loss on an accelerator, each of which has to wait for it. A CPU has it at once.
 _EVERY = 100
-# Seconds between the bar's figures.
+# Seconds between the losses that the bar shows.
 _PAUSE = 1.0
 
 
 class TrainingDivergedError(ValueError):
-    """The loss or the weights are no longer finite; nothing was saved of them.
+    """End of a training whose loss or weights are no longer finite; nothing was saved of them.
 
     Attributes:
         checkpoint: The last checkpoint before that; None if there is none.
@@ -47,7 +48,7 @@ class TrainingWatch:
     def __init__(self, trainer: SAETrainer[Any, Any], name: str) -> None:
         self.trainer, self._name = trainer, name
         self._finite: Tensor | None = None
-        self._last_figures = 0.0
+        self._last_shown = 0.0
         self.checkpoint: Path | None = None
         self.last_batch: Tensor | None = None
         self._step, self._save = trainer.step, trainer.save_checkpoint
@@ -56,7 +57,7 @@ class TrainingWatch:
         trainer._update_pbar = self.update_bar  # pyright: ignore[reportPrivateUsage]  (its own moves every 100 steps)
 
     def step(self, batch: Tensor) -> TrainStepOutput:
-        """The trainer's step, and a look at its loss."""
+        """Take the trainer's step, and look at its loss."""
         self.last_batch = batch
         output = self._step(batch)
         finite = output.loss.detach().isfinite()
@@ -68,17 +69,14 @@ class TrainingWatch:
     def save_checkpoint(
         self, checkpoint_name: str, base_path: Path | str | None = None, wandb_aliases: list[str] | None = None
     ) -> None:
-        """The trainer's checkpoint, written aside and moved; none where there is nothing good to keep."""
+        """Write the trainer's checkpoint aside and move it; none where there is nothing good to keep."""
         self.check()
         base = base_path if base_path is not None else self.trainer.cfg.checkpoint_path
         if base is None:
             self._save(checkpoint_name, base_path, wandb_aliases)
             return
-        whole, partial = Path(base) / checkpoint_name, Path(base) / f".{checkpoint_name}.partial"
-        for leftover in (partial, whole):
-            shutil.rmtree(leftover, ignore_errors=True)
-        self._save(partial.name, base, wandb_aliases)
-        partial.rename(whole)
+        whole = Path(base) / checkpoint_name
+        write_folder(whole, lambda folder: self._save(folder.name, folder.parent, wandb_aliases))
         self.checkpoint = whole
 
     @torch.no_grad()
@@ -90,10 +88,12 @@ class TrainingWatch:
                 self._diverged(f"{name} is")
 
     def _check_loss(self) -> None:
+        """Raise TrainingDivergedError if a loss so far was not finite."""
         if self._finite is not None and not bool(self._finite):
             self._diverged("the loss is")
 
     def _diverged(self, what: str) -> None:
+        """Raise TrainingDivergedError with the setting that is most likely the cause."""
         trainer = self.trainer
         dtype = str(trainer.sae.W_dec.dtype).removeprefix("torch.")
         cause = f"Lower lr (it is {trainer.cfg.lr:g})."
@@ -104,11 +104,11 @@ class TrainingWatch:
     def update_bar(self, step_output: TrainStepOutput, pbar: Any, update_interval: int = 1) -> None:  # noqa: ARG002
         """Move the bar by the tokens of one step; give its losses once a second, for which an accelerator waits."""
         trainer = self.trainer
-        if self._last_figures == 0.0:
+        if self._last_shown == 0.0:
             pbar.set_description(self._name, refresh=False)
             pbar.unit, pbar.unit_scale = " tokens", True
         pbar.update(min(trainer.n_training_samples, pbar.total) - pbar.n)
-        if time.monotonic() - self._last_figures > _PAUSE or pbar.n >= pbar.total:
-            self._last_figures = time.monotonic()
+        if time.monotonic() - self._last_shown > _PAUSE or pbar.n >= pbar.total:
+            self._last_shown = time.monotonic()
             losses = {name: torch.as_tensor(value).detach() for name, value in step_output.losses.items()}
             pbar.set_postfix({name: f"{float(value):.4g}" for name, value in losses.items()})

@@ -58,17 +58,9 @@ def test_a_second_blob_that_fails_keeps_the_first(client, hub):
 
 def test_somebody_commits_meanwhile(client, hub):
     client.run('afa.push_to_hub({"a": make(0)}, "me/saes")')
-    push = """
-        from sae_lens_afa.hub import push
-        ours = push._card
-        def card_and_another_commit(*args):
-            text = ours(*args)
-            from huggingface_hub import HfApi
-            HfApi().upload_file(path_or_fileobj=b"x", path_in_repo="other.txt", repo_id="me/saes")
-            return text
-        push._card = card_and_another_commit
-        afa.push_to_hub({"b": make(1)}, "me/saes")
-    """
+    repo = hub.repos["me/saes"]
+    hub.fault(r"POST .*/preupload", meanwhile=lambda: hub.add(repo, {"other.txt": b"x"}))
+    push = 'afa.push_to_hub({"b": make(1)}, "me/saes")'
     assert "somebody else has committed there meanwhile (412)" in client.error(push)
     assert client.run('print(afa.list_saes("me/saes"))').last_line == "['a']"
     client.run('afa.push_to_hub({"b": make(1)}, "me/saes")')

@@ -38,6 +38,7 @@ def test_several_saes_come_back_equal_in_a_new_process(client, hub):
     assert listed.last_line == str(sorted(ids))
 
 
+@pytest.mark.slow
 def test_a_process_that_shares_nothing_loads_it(client, hub, tmp_path):
     client.run('afa.push_to_hub({"a": make()}, "me/saes")')
     home = tmp_path / "empty"
@@ -269,6 +270,7 @@ def test_large_file_storage_in_parts(client, hub):
     assert sum(request.method == "PUT" for request in hub.requests) == 2
 
 
+@pytest.mark.slow
 def test_xet_storage(tmp_path):
     """The same through hf_xet, against its local store."""
     pytest.importorskip("hf_xet")

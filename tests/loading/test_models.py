@@ -35,7 +35,7 @@ def test_any_folder_is_a_model_of_transformers(other_folder):
 
 
 def test_a_folder_of_another_architecture_is_no_hooked_transformer(other_folder):
-    with pytest.raises(ValueError, match=r"--model .* holds a model of type 'gpt_neox'.*AutoModelForCausalLM"):
+    with pytest.raises(ValueError, match=r"^model .* holds a model of type 'gpt_neox'.*AutoModelForCausalLM"):
         load_language_model(str(other_folder), "cpu")
 
 
@@ -96,6 +96,6 @@ def test_an_sae_on_all_heads_has_to_join_them(model):
 
 def test_the_bundled_model_reads_128_tokens(model):
     check_context(model, 128)
-    with pytest.raises(ValueError, match="--context-size is 4096, but the model reads at most 128"):
-        check_context(model, 4096, what="--context-size")
+    with pytest.raises(ValueError, match=r"^window is 4096, but the model reads at most 128"):
+        check_context(model, 4096, what="window")
     assert context_of(torch.nn.Linear(1, 1)) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sae_lens_afa.loading.text import load_text_dataset
+from sae_lens_afa.loading.text import load_text_dataset, text_dataset
 
 TEXTS = ["In the beginning God created", "And the earth was\nwithout form", "And God said"]
 TOKENS = [[1, 2, 3], [4, 5, 6]]
@@ -81,6 +81,9 @@ def test_a_name_that_is_no_path_is_left_to_the_hub():
         ({"broken.jsonl": '{"text": "x"\n{"te'}, "broken.jsonl", r"broken\.jsonl cannot be read"),
         ({"broken.parquet": "x"}, "broken.parquet", r"broken\.parquet cannot be read"),
         ({"broken.txt.gz": "x"}, "broken.txt.gz", r"broken\.txt\.gz cannot be read"),
+        ({"a.json": "[1, 2]"}, "a.json", r"'text' must hold strings, it holds Value\('int64'\)"),
+        ({"a.jsonl": '{"text": "x"}\n{"text": 3}'}, "a.jsonl", "'text' must hold strings, it holds Json"),
+        ({"a/1.jsonl": '{"text": "x"}', "a/2.jsonl": '{"body": "y"}'}, "a", "its rows have different columns"),
         ({"folder/notes.md": "x"}, "folder", "folder has no data: give a file"),
         ({"folder/a.txt": "x", "folder/b.jsonl": "{}"}, "folder", "files of several kinds"),
     ],
@@ -90,7 +93,7 @@ def test_what_is_wrong_is_one_line(tmp_path, monkeypatch, files, name, message):
     for file, content in files.items():
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(content)
-    with pytest.raises((ValueError, OSError), match=f"--dataset .*{message}") as raised:
+    with pytest.raises((ValueError, OSError), match=f"^dataset .*{message}") as raised:
         load_text_dataset(name)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 500
@@ -101,3 +104,8 @@ def test_parts_without_a_train_are_listed(tmp_path):
     DatasetDict(a=data, b=data).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="has the parts a, b and no 'train'"):
         load_text_dataset(str(tmp_path / "saved"))
+
+
+def test_texts_may_have_a_name():
+    assert text_dataset(["x"], name="mine").info.dataset_name == "mine"
+    assert text_dataset(["x"])["text"][:] == ["x"]

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run before its work starts, each in one line that names the field."""
+"""Checks of a run before its work starts; each message is one line that names the field."""
 
 from __future__ import annotations
 
@@ -9,33 +9,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from sae_lens import ActivationsStore
 from sae_lens.config import LanguageModelSAERunnerConfig
-from sae_lens.constants import (
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    DTYPE_MAP,
-    RUNNER_CFG_FILENAME,
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-)
+from sae_lens.constants import DTYPE_MAP, RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 
 from sae_lens_afa._support import warn
-from sae_lens_afa.files import check_output_folder, read_object
+from sae_lens_afa.files import check_output_folder, holds_something, nearest_folder, read_object
 from sae_lens_afa.loading.models import check_device
-from sae_lens_afa.loading.sae_folder import read_header
+from sae_lens_afa.training.checkpoint import check_checkpoint, check_files
 
-_CHECKPOINT_FILES = (
-    SAE_CFG_FILENAME,
-    SAE_WEIGHTS_FILENAME,
-    TRAINER_STATE_FILENAME,
-    ACTIVATION_SCALER_CFG_FILENAME,
-    ACTIVATIONS_STORE_STATE_FILENAME,
-    RUNNER_CFG_FILENAME,
-)
-# Config fields that may differ between a checkpoint and the run that continues it.
-_FREE_FIELDS = {"device", "metadata"}
+_AT_LEAST_1 = (
+    "train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer",
+    "feature_sampling_window", "n_eval_batches",
+)  # fmt: skip
 _SCHEDULERS = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
 # A checkpoint holds the weights and Adam's two moments of each.
 _TENSORS_OF_A_CHECKPOINT = 3
@@ -66,8 +53,8 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         raise ValueError("output_path is empty: give a folder, or None to save nothing.")
     if cfg.output_path is not None:
         output = Path(cfg.output_path)
-        is_empty = output.is_dir() and not any(output.iterdir())
-        check_output_folder(output, overwrite=overwrite or is_empty or _is_of_this_run(output, cfg))
+        replaceable = overwrite or not holds_something(output) or _is_of_this_run(output, cfg)
+        check_output_folder(output, overwrite=replaceable)
     if cfg.checkpoint_path is not None:
         check_output_folder(Path(cfg.checkpoint_path), overwrite=True, what="checkpoint_path")
     if cfg.resume_from_checkpoint is not None:
@@ -79,7 +66,7 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
 
 
 def _is_of_this_run(output: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> bool:
-    """Whether a run that is resumed wrote the SAE in `output` itself: its checkpoints are in a folder of their own."""
+    """Return whether a run that is resumed wrote the SAE in `output` itself: it kept the same folder of checkpoints."""
     settings = output / RUNNER_CFG_FILENAME
     if cfg.resume_from_checkpoint is None or not settings.is_file():
         return False
@@ -88,11 +75,9 @@ def _is_of_this_run(output: Path, cfg: LanguageModelSAERunnerConfig[Any]) -> boo
 
 
 def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Refuse numbers of tokens, prompts and batches that do not go together."""
     batch, context = cfg.train_batch_size_tokens, cfg.context_size
-    for field in ("train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer"):
-        if getattr(cfg, field) < 1:
-            raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
-    for field in ("feature_sampling_window", "n_eval_batches"):
+    for field in _AT_LEAST_1:
         if getattr(cfg, field) < 1:
             raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
     if cfg.n_checkpoints < 0:
@@ -115,6 +100,7 @@ def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 
 
 def _check_schedule(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Refuse learning rates with which nothing would be learnt."""
     steps = cfg.total_training_steps
     if not (cfg.lr > 0 and math.isfinite(cfg.lr)):
         raise ValueError(f"lr must be a number above 0, got {cfg.lr}: nothing would be learnt.")
@@ -139,7 +125,7 @@ def check_same_sae(cfg: TrainingSAEConfig, sae: TrainingSAE[Any]) -> None:
 
 
 def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Warn of what works and is hardly meant: phases of the SAE's training that are longer than the run."""
+    """Warn of phases of the SAE's training that are longer than the run: that works, and is hardly meant."""
     steps = cfg.total_training_steps
     for field in dataclasses.fields(cfg.sae):
         value = getattr(cfg.sae, field.name)
@@ -163,7 +149,7 @@ def check_disk_space(cfg: LanguageModelSAERunnerConfig[Any], sae: TrainingSAE[An
     needed: dict[int, tuple[Path, int]] = {}
     for name, size in wanted:
         if name is not None and size:
-            folder = next(parent for parent in (Path(name), *Path(name).absolute().parents) if parent.exists())
+            folder = nearest_folder(Path(name))
             disk = os.stat(folder).st_dev
             needed[disk] = (folder, size + needed.get(disk, (folder, 0))[1])
     for folder, size in needed.values():
@@ -179,60 +165,13 @@ def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
 
 
-def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:
-    """Refuse a checkpoint that this run cannot continue.
-
-    Args:
-        checkpoint: Folder of a checkpoint of SAELens' runner.
-        sae_cfg: The SAE configuration of the run that is to continue it.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing.
-        ValueError: its configuration is of another architecture, or differs in a field.
-    """
-    folder = Path(checkpoint)
-    check_files(folder, _CHECKPOINT_FILES, "resume_from_checkpoint")
-    read_header(folder / SAE_WEIGHTS_FILENAME, f"resume_from_checkpoint: {folder}")
-    saved, current = read_object(folder / SAE_CFG_FILENAME, f"resume_from_checkpoint: {folder}"), sae_cfg.to_dict()
-    differing = [
-        f"{field} is {saved[field]!r} there and {value!r} here"
-        for field, value in current.items()
-        if field in saved and field not in _FREE_FIELDS and saved[field] != value
-    ]
-    if differing:
-        raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
-
-
-def check_files(folder: Path, names: tuple[str, ...], field: str) -> None:
-    """Raise FileNotFoundError unless the folder has these files; the message calls it by the field."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{field}: {folder} is not a folder.")
-    if missing := [name for name in names if not (folder / name).is_file()]:
-        raise FileNotFoundError(
-            f"{field}: {folder} has no {', '.join(missing)}; it must be a checkpoint that the runner wrote,"
-            " <checkpoint_path>/<id>/<number of tokens>."
+def check_length(store: ActivationsStore, name: str) -> None:
+    """Raise ValueError unless the text of `dataset_path` fills one context."""
+    read = store.n_dataset_processed
+    first = next(store._iterate_tokenized_sequences(), None)  # pyright: ignore[reportPrivateUsage]  (what it will read)
+    store.n_dataset_processed = read
+    if first is None:
+        raise ValueError(
+            f"the text of dataset_path {name} is shorter than one context of context_size = {store.context_size}"
+            " tokens: give more text, or a smaller context_size."
         )
-
-
-def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None) -> LanguageModelSAERunnerConfig[Any]:
-    """The configuration of the run that wrote `checkpoint`, set to resume from it.
-
-    Args:
-        checkpoint: Its folder.
-        device: In place of the run's own devices.
-
-    Raises:
-        FileNotFoundError: there is no run configuration in the folder.
-        ValueError: it is damaged.
-    """
-    path = Path(checkpoint) / RUNNER_CFG_FILENAME
-    check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
-    settings = read_object(path, f"resume_from_checkpoint: {path.parent}")
-    if device is not None:
-        settings |= dict.fromkeys(("device", "llm_device", "act_store_device"), device)
-    try:
-        cfg = LanguageModelSAERunnerConfig.from_dict(settings)
-    except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"resume_from_checkpoint: {path} is no configuration of a run: {error}.") from error
-    cfg.resume_from_checkpoint = str(checkpoint)
-    return cfg

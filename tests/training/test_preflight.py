@@ -123,7 +123,7 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path, model, dataset):
     cfg = runner_config(tmp_path, steps=1)
     InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)  # empty: as good as new
     (tmp_path / "out" / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
         InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
     InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset, overwrite=True).run()
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"  # not an SAE's folder: nothing of it is deleted
