@@ -129,16 +129,3 @@ def test_the_bias_starts_as_the_mean_of_finite_tokens():
     x = torch.randn(9, sae.cfg.d_in)
     afa_threshold_helpers.step(sae, with_bad_token(x, math.nan), n=0)
     torch.testing.assert_close(sae.b_dec.detach(), others(x).mean(0))
-
-
-def test_densities_of_top_afa_are_those_of_finite_tokens():
-    found = []
-    x = torch.randn(9, D_IN)
-    sae = top_afa_helpers.build(normalize_activations="none", dying_fraction=0.1)
-    for batch in (others(x), with_bad_token(x, math.inf)):
-        sae.density.zero_()
-        sae.n_batches_observed.zero_()
-        sae.drop_caches()
-        top_afa_helpers.step(sae, batch)
-        found.append(sae.density.clone())
-    torch.testing.assert_close(found[1], found[0])
