@@ -26,7 +26,7 @@ def demo_saes() -> list[Path]:
     return found
 
 
-def check_demo(*, model: str | None, dataset: str | None, activations: Path | None = None) -> None:
+def check_demo(*, model: str | None = None, dataset: str | None = None, activations: Path | None = None) -> None:
     """Refuse, beside `--demo`, what it stands for.
 
     Raises:

@@ -55,8 +55,6 @@ def evaluate(
             sae = sae or demo_saes()
     if not sae and release is None:
         raise ValueError("nothing to judge: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
-    if sae_id and release is None:
-        raise ValueError("--sae-id names an SAE of a release: give --release too.")
     from sae_lens_afa.hub import load_saes
     from sae_lens_afa.reports import check_evaluation, evaluate_saes
 

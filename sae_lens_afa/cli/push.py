@@ -38,8 +38,6 @@ def push(
     calibration: dict[str, Any] = {"activations": activations}
     if demo:
         check_demo(activations=activations)
-        if not with_jumprelu:
-            raise ValueError("--demo is a calibration for --with-jumprelu: give that too, or leave it out.")
         calibration = demo_model_and_text("cpu")
     url = push_folders(
         repo_id, sae, metrics=metrics or (), private=private, revision=revision, tag=tag, create_pr=create_pr,

@@ -17,7 +17,8 @@ from sae_lens_afa.loading.saes import shared_metadata
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
 
 SAEs: TypeAlias = Mapping[str, SAE[Any]]
-_BUNDLED_MODEL = "kjv_gpt2"  # what SAEs of the demo say their model is; nothing loads it by this name
+# Model of the demo's SAEs, in their metadata; nothing loads it by this name.
+_BUNDLED_MODEL = "kjv_gpt2"
 
 
 class Inputs(NamedTuple):

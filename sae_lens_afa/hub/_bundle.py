@@ -1,4 +1,4 @@
-"""The files of an SAE as they go to the Hub: in inference form, checked, without what belongs to one computer."""
+"""Files of an SAE as they go to the Hub: in inference form, checked, without what belongs to one computer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sae_lens_afa.hub._contents import METRICS_FILENAME, PLOT_FILENAME, is_numbe
 from sae_lens_afa.loading import sae_folder
 from sae_lens_afa.loading.saes import load_checkpoint
 
-# Of the runner's settings: paths and accounts of the computer that trained.
+# Settings of the runner that name paths and accounts of the computer that trained.
 _PRIVATE = (
     "checkpoint_path", "output_path", "resume_from_checkpoint", "cached_activations_path", "from_pretrained_path",
     "logger",
@@ -53,7 +53,7 @@ def check_source(source: Any, where: str) -> None:
 
 
 def check_metrics(metrics: Mapping[Any, Any], where: str) -> None:
-    """Raise TypeError or ValueError unless they are figures by name that JSON can hold."""
+    """Raise TypeError or ValueError unless they are values by name that JSON can hold."""
     for name, value in metrics.items():
         if not isinstance(name, str) or not (value is None or isinstance(value, str) or is_number(value)):
             raise ValueError(f"metrics of {where}: {name!r} must be a finite number, a text or None, got {value!r}.")
@@ -73,8 +73,8 @@ def bundle(source: SAE[Any] | str | Path, folder: Path, where: str, metrics: Met
     _check_finite(folder / SAE_WEIGHTS_FILENAME, where)
     if metrics is None:
         return
-    figures = metrics.to_dict() if isinstance(metrics, AFAResult) else dict(metrics)
-    text = json.dumps({"version": FORMAT_VERSION, **figures}, indent=2, allow_nan=False)
+    values = metrics.to_dict() if isinstance(metrics, AFAResult) else dict(metrics)
+    text = json.dumps({"version": FORMAT_VERSION, **values}, indent=2, allow_nan=False)
     (folder / METRICS_FILENAME).write_text(text + "\n")
     if plot and isinstance(metrics, AFAResult) and metrics.tokens is not None:
         from sae_lens_afa.plots import zf_plot

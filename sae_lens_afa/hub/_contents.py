@@ -1,4 +1,4 @@
-"""What a repository says of each SAE, as it stands in the SAE's folder: configuration, training settings, figures."""
+"""Facts that an SAE's folder states: configuration, training settings, metrics."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypeIs
+
+from sae_lens_afa.evals.metric_list import CARD, Metric, metrics_shown_in
 from sae_lens_afa.files import (
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
@@ -20,7 +23,7 @@ from sae_lens_afa.loading import sae_folder
 
 METRICS_FILENAME = "afa_metrics.json"
 PLOT_FILENAME = "zf_plot.png"
-# Of an SAE's folder, what is pushed and pulled.
+# Files of an SAE's folder that are pushed and pulled.
 FILENAMES = (
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -36,27 +39,17 @@ _SETTINGS = {
     "lr_scheduler_name": "schedule",
     "seed": "seed",
 }
-# In the order of the card's columns and of `info`.
-FIGURES = {
-    "l0_mean": "L0",
-    "explained_variance": "explained variance",
-    "ce_loss_score": "CE score",
-    "epsilon_lbo_median": "eps-LBO (median)",
-    "norm_ratio_median": "‖f‖ / ‖z‖ (median)",
-    "frac_over_activated": "over-activated",
-    "n_nonfinite": "tokens left out (NaN, infinity)",
-}
 
 
 @dataclass(frozen=True)
 class SAEFacts:
-    """Of one SAE.
+    """Files of one SAE, as far as they say something of it.
 
     Attributes:
         cfg: cfg.json.
         runner: runner_cfg.json; empty where there is none.
-        metrics: Figures by name, as in `AFAResult.to_dict`; empty where there are none.
-        has_plot: Whether its ZF plot is there.
+        metrics: Metrics by name, as in `AFAResult.to_dict`; empty where there are none.
+        has_plot: True where its ZF plot is there.
     """
 
     cfg: Mapping[str, Any]
@@ -65,18 +58,18 @@ class SAEFacts:
     has_plot: bool = False
 
     def metadata(self, name: str) -> Any:
-        """A field of the SAE's metadata; None if it is not there."""
+        """Return a field of the SAE's metadata; None if it is not there."""
         value = self.cfg.get("metadata")
         return value.get(name) if isinstance(value, Mapping) else self.cfg.get(name)
 
     def completed_by(self, other: SAEFacts) -> SAEFacts:
-        """These facts, and what only another source of the same SAE knows."""
+        """Return these facts, with those that only another source of the same SAE has."""
         return SAEFacts(
             self.cfg, self.runner or other.runner, self.metrics or other.metrics, self.has_plot or other.has_plot
         )
 
     def describe(self) -> dict[str, str]:
-        """What it codes and how large it is."""
+        """Return what it codes and how large it is, by label."""
         said = {
             "architecture": self.cfg.get("architecture"),
             "model": short_name(self.metadata("model_name")),
@@ -88,7 +81,7 @@ class SAEFacts:
         return {name: str(value) for name, value in said.items() if value is not None}
 
     def settings(self) -> dict[str, str]:
-        """How it was trained, as far as its files say."""
+        """Return how it was trained, as far as its files say, by label."""
         trained_as = self.metadata("training_architecture")
         said: dict[str, Any] = {} if trained_as in (None, self.cfg.get("architecture")) else {"trained as": trained_as}
         said |= {label: self.runner.get(name) for name, label in _SETTINGS.items()}
@@ -99,25 +92,25 @@ class SAEFacts:
         said["versions"] = ", ".join(f"{name} {version}" for name, version in versions.items() if version) or None
         return {name: _plain(value) for name, value in said.items() if value is not None}
 
-    def measured(self) -> dict[str, float]:
-        """The headline figures by their name in `FIGURES`; of tokens that were left out, only if there were any."""
-        known = {name: self.metrics[name] for name in FIGURES if is_number(self.metrics.get(name))}
-        return {name: value for name, value in known.items() if name != "n_nonfinite" or value}
+    def measured(self) -> list[tuple[Metric, float]]:
+        """Return the metrics for cards that are known and worth showing, with their values."""
+        values = ((metric, self.metrics.get(metric.name)) for metric in metrics_shown_in(CARD))
+        return [(metric, value) for metric, value in values if is_number(value) and (value or not metric.only_if_any)]
 
-    def figures(self) -> dict[str, str]:
-        """The headline figures as they are shown."""
+    def headlines(self) -> dict[str, str]:
+        """Return the same metrics by heading, as text."""
         return {
-            FIGURES[name]: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-            for name, value in self.measured().items()
+            metric.heading: f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            for metric, value in self.measured()
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """All of it, by name."""
-        return [*self.describe().items(), *self.figures().items(), *self.settings().items()]
+        """Return all of it as labels and texts."""
+        return [*self.describe().items(), *self.headlines().items(), *self.settings().items()]
 
 
 def read_facts(folder: Path, where: str) -> SAEFacts:
-    """From a local folder.
+    """Read the facts in a local folder.
 
     Raises:
         FileNotFoundError, ValueError: the config is missing, or a file is not JSON.
@@ -131,7 +124,7 @@ def read_facts(folder: Path, where: str) -> SAEFacts:
 
 
 def remote_facts(snapshot: Snapshot, sae_id: str) -> SAEFacts:
-    """From the Hub, by its small files.
+    """Read the facts in a repository, from its small files.
 
     Raises:
         HubError: a file cannot be downloaded.
@@ -146,15 +139,15 @@ def remote_facts(snapshot: Snapshot, sae_id: str) -> SAEFacts:
 
 
 def short_name(name: Any) -> str | None:
-    """A Hub id or a name as it is; of a local path only its last part, which says nothing about a computer."""
+    """Return a Hub id or a name as it is; of a local path its last part, which says nothing about a computer."""
     if not isinstance(name, str) or not name:
         return None
     is_local = name.startswith(("/", "~", ".")) or "\\" in name or name.count("/") > 1
     return name.replace("\\", "/").rstrip("/").rpartition("/")[2] if is_local else name
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a finite number."""
+def is_number(value: Any) -> TypeIs[float]:
+    """Say whether a value is a finite number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 

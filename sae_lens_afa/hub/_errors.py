@@ -1,4 +1,4 @@
-"""What goes wrong with the Hub, each in one line: what failed, where, and what to do about it."""
+"""Failures of the Hub, each in one line: what failed, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,32 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from sae_lens_afa.loading.names import first_line
+
 T = TypeVar("T")
 # Seconds between attempts: a connection that was reset is there again at once, a busy server is not.
 _PAUSES = (0.5, 1.0, 2.0)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
-# What huggingface_hub, its transfer library and the disk raise; anything else is a fault of this package.
+# Exceptions that huggingface_hub, its transfer library and the disk raise; anything else is a fault of this package.
 _KNOWN = (OSError, RuntimeError, HFValidationError)
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 class HubError(OSError):
-    """A push, a download or a listing failed; the message says what, where, and what to do. It has no token in it."""
+    """Failure of a push, a download or a listing; the message says what, where, and what to do. It has no token in it.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> try:  # doctest: +SKIP
+        ...     afa.list_saes("owner/misspelt")
+        ... except afa.HubError as error:
+        ...     print(error)
+        cannot read owner/misspelt: there is no such repository, or it is private and no token was sent: ...
+    """
 
 
 def attempt(action: Callable[[], T], doing: str, *, retry: bool = True) -> T:
-    """The result of `action`; passing failures of network and server are tried again, others become a `HubError`.
+    """Return the result of `action`; try again after passing failures of network and server.
 
     Args:
         action: A call of huggingface_hub.
@@ -57,7 +68,7 @@ def attempt(action: Callable[[], T], doing: str, *, retry: bool = True) -> T:
 
 
 def explain(error: Exception) -> str:
-    """Why it failed and what to do, in one line."""
+    """Say in one line why it failed and what to do."""
     status = _status(error)
     match error:
         case OfflineModeIsEnabled():
@@ -85,7 +96,7 @@ def explain(error: Exception) -> str:
         case _ if _is_transport(error):
             return f"the connection failed ({type(error).__name__}): check the network (and HF_ENDPOINT), run it again."
         case _:
-            return _first_line(error)
+            return first_line(error)
 
 
 def _explain_status(status: int, error: Exception) -> str:
@@ -113,7 +124,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _cause_with_status(error: Exception) -> Exception | None:
-    """The answer of the server behind huggingface_hub's "not in the cache"."""
+    """Return the answer of the server behind huggingface_hub's "not in the cache"."""
     cause = error.__cause__
     return cause if isinstance(cause, Exception) and _status(cause) is not None else None
 
@@ -135,7 +146,3 @@ def _is_passing(error: Exception) -> bool:
         return False
     # "Consistency check failed" of a truncated download has no class of its own; hf_xet raises RuntimeError.
     return _is_transport(error) or isinstance(error, RuntimeError) or "Consistency check" in str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

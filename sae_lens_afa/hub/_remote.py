@@ -1,4 +1,4 @@
-"""A repository on the Hub at one commit: which files it has, and how one of them gets here whole."""
+"""A repository on the Hub at one commit: its files, and their way here, whole."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class RemoteFile:
     blob_id: str | None = None
 
     def matches(self, path: Path) -> bool:
-        """Whether a local file has the content that the Hub states."""
+        """Say whether a local file has the content that the Hub states."""
         if self.sha256 is not None:
             return sha256_of(path) == self.sha256
         return self.blob_id is None or _git_blob_id(path) == self.blob_id
@@ -48,7 +48,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a repository at one commit.
+    """Files of a repository at one commit.
 
     Attributes:
         private: None where only the cache was asked.
@@ -65,23 +65,23 @@ class Snapshot:
 
     @property
     def label(self) -> str:
-        """How errors call it."""
+        """Its name in messages."""
         return f"the cached part of {self.repo_id}" if self.from_cache else self.repo_id
 
     def sae_ids(self) -> list[str]:
-        """The folders that hold an SAE, sorted; "." where the repository itself is one."""
+        """Return the folders that hold an SAE, sorted; "." where the repository itself is one."""
         return sae_folders(self.files)
 
 
 def sae_folders(paths: Iterable[str]) -> list[str]:
-    """Of relative POSIX paths, the folders that hold both a config and weights."""
+    """Return the folders that hold both a config and weights, of the relative POSIX paths of files."""
     names = set(paths)
     folders = {str(PurePosixPath(path).parent) for path in names if PurePosixPath(path).name == SAE_CFG_FILENAME}
     return sorted(folder for folder in folders if in_folder(folder, SAE_WEIGHTS_FILENAME) in names)
 
 
 def in_folder(folder: str, name: str) -> str:
-    """The path of a file in an SAE's folder of the repository."""
+    """Return the path of a file in an SAE's folder of the repository."""
     return name if folder == ROOT else f"{folder}/{name}"
 
 
@@ -96,20 +96,20 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def leaves_folder(path: str) -> bool:
-    """Whether a path of a repository could name something outside the folder that it is put into."""
+    """Say whether a path of a repository could name something outside the folder that it is put into."""
     return "\\" in path or any(part in ("", ".", "..") for part in path.split("/"))
 
 
 def read_snapshot(
     repo_id: str, revision: str | None = None, token: str | bool | None = None, *, use_cache: bool = True
 ) -> Snapshot:
-    """Which files a repository has; from the cache, with a warning, when the Hub cannot be reached.
+    """List the files of a repository; those in the cache, with a warning, when the Hub cannot be reached.
 
     Args:
         repo_id: "owner/name".
         revision: Branch, tag or commit; None is main.
         token: As in huggingface_hub.
-        use_cache: Whether the cache will do.
+        use_cache: Be content with the cache.
 
     Raises:
         ValueError: not the name of a repository.
@@ -188,7 +188,7 @@ def _is_unreachable(error: HubError) -> bool:
 
 
 def _storage(repo_id: str) -> Path:
-    """Where huggingface_hub's cache keeps a repository; refs/REVISION there names a commit."""
+    """Return where huggingface_hub's cache keeps a repository; refs/REVISION there names a commit."""
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
 
 
@@ -207,7 +207,7 @@ def _note_revision(snapshot: Snapshot) -> None:
 
 
 def _cached(repo_id: str, revision: str | None) -> Snapshot | None:
-    """The snapshot in huggingface_hub's cache, where large files are named by their digest."""
+    """Return the snapshot in huggingface_hub's cache, where large files are named by their digest."""
     revision = revision or constants.DEFAULT_REVISION
     storage = _storage(repo_id)
     ref = storage / "refs" / revision

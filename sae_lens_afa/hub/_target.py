@@ -1,4 +1,4 @@
-"""Where a push goes: the repository, the branch and the tag, looked at before any work and created when it is done."""
+"""Repository, branch and tag of a push: looked at before any work and created when it is done."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sae_lens_afa.hub._remote import Snapshot, read_snapshot
 
 @dataclass(frozen=True)
 class Target:
-    """Where to push, as it was found.
+    """Destination of a push, as it was found.
 
     Attributes:
-        exists: Whether the repository does.
-        new_branch: The branch that has to be created for the push.
+        exists: True if the repository does.
+        new_branch: Branch that has to be created for the push.
     """
 
     repo_id: str
@@ -29,7 +29,7 @@ class Target:
 def find_target(
     api: HfApi, repo_id: str, *, private: bool | None, revision: str | None, tag: str | None, create_pr: bool
 ) -> Target:
-    """Who pushes, and whether the repository, the branch and the tag are as the push needs them.
+    """Find out whether repository, branch and tag are as the push needs them, and who pushes.
 
     Raises:
         HubError: no token or a wrong one, a namespace that is not theirs, or the network.
@@ -67,7 +67,7 @@ def find_target(
 
 
 def prepare(api: HfApi, target: Target, *, private: bool | None) -> Snapshot:
-    """The branch to commit to, created with its repository if need be."""
+    """Return the branch to commit to, created with its repository if need be."""
     repo_id, branch = target.repo_id, target.new_branch
     if not target.exists:
         doing = f"cannot create {repo_id}"

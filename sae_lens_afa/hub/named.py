@@ -34,7 +34,7 @@ def load_saes(
 
     Example:
         >>> import sae_lens_afa as afa
-        >>> afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=8, d_sae=16)).save_inference_model("runs/sae")
+        >>> _ = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=8, d_sae=16)).save_inference_model("runs/sae")
         >>> list(afa.hub.load_saes(["runs/sae"]))
         ['sae']
     """

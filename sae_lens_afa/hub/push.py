@@ -31,7 +31,7 @@ from sae_lens_afa.hub._remote import (
 )
 from sae_lens_afa.hub._target import find_target, prepare
 
-CARD = "README.md"
+_CARD_FILENAME = "README.md"
 
 
 def push_to_hub(
@@ -53,7 +53,7 @@ def push_to_hub(
     """Put SAEs into a repository on the Hub, with a model card: in one commit, or not at all.
 
     The repository is created if it is missing. SAEs that are there stay, and stay in the card; one of the same id is
-    replaced, together with its figures. Uploaded files are compared with the local ones before anything is called
+    replaced, together with its metrics. Uploaded files are compared with the local ones before anything is called
     done. After a failure the repository is as it was; pushing again uploads only what is missing.
 
     Args:
@@ -65,7 +65,7 @@ def push_to_hub(
         revision: Branch to commit to, created from main if missing; None is main.
         tag: Tag for the commit; it must not exist.
         create_pr: Open a pull request instead of committing; the repository need not be yours.
-        metrics: By id, an `AFAResult`, or a dictionary with such figures; shown in the card.
+        metrics: By id, an `AFAResult`, or a dictionary with such values; shown in the card.
         plots: Draw the ZF plot of each `AFAResult` that has its tokens. Or PNG files by id.
         license: For example "mit"; None keeps the card's.
         datasets: Hub ids; None takes those of the SAEs' metadata.
@@ -79,6 +79,12 @@ def push_to_hub(
         HubError: no token, no right to write, the network; somebody committed meanwhile; an upload that arrived
             damaged. The message says what to do.
         FileNotFoundError, TypeError, ValueError: what is given is not an SAE, is damaged, or does not fit.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=768, d_sae=12288))
+        >>> afa.push_to_hub({"blocks.6.hook_resid_pre": sae}, "me/saes", license="mit")  # doctest: +SKIP
+        'https://huggingface.co/me/saes/commit/...'
     """
     metrics = metrics or {}
     _check_request(saes, repo_id, metrics, plots, tag=tag, create_pr=create_pr)
@@ -92,9 +98,9 @@ def push_to_hub(
                 shutil.copyfile(plots[sae_id], folder / PLOT_FILENAME)
         base = prepare(api, target, private=private)
         files = {in_folder(i, path.name): path for i, folder in folders.items() for path in sorted(folder.iterdir())}
-        card = Path(temporary) / CARD
+        card = Path(temporary) / _CARD_FILENAME
         card.write_text(_card(base, folders, CardOptions(license, datasets, base_model)), encoding="utf-8")
-        files[CARD] = card
+        files[_CARD_FILENAME] = card
         operations = [
             *(CommitOperationAdd(path, str(local)) for path, local in files.items()),
             *(CommitOperationDelete(path) for path in _stale(base, files)),
@@ -140,9 +146,9 @@ def _check_request(
     for name, mapping in of.items():
         if unknown := sorted(set(mapping) - set(saes)):
             raise ValueError(f"{name} are given for {unknown}, which are not among the SAEs: {sorted(saes)}.")
-    for sae_id, figures in metrics.items():
-        if not isinstance(figures, AFAResult):
-            check_metrics(figures, sae_id)
+    for sae_id, measured in metrics.items():
+        if not isinstance(measured, AFAResult):
+            check_metrics(measured, sae_id)
     for sae_id, path in of["plots"].items():
         if not Path(path).is_file() or Path(path).suffix != ".png":
             raise ValueError(f"the plot of {sae_id} must be a .png file, got {str(path)!r}.")
@@ -152,7 +158,11 @@ def _check_id(sae_id: object) -> None:
     if sae_id == ROOT:
         return
     is_path = isinstance(sae_id, str) and not leaves_folder(sae_id) and re.fullmatch(r"[\w./ -]+", sae_id)
-    if not is_path or str(sae_id).rpartition("/")[2] in (*FILENAMES, CARD) or str(sae_id) != str(sae_id).strip():
+    if (
+        not is_path
+        or str(sae_id).rpartition("/")[2] in (*FILENAMES, _CARD_FILENAME)
+        or str(sae_id) != str(sae_id).strip()
+    ):
         raise ValueError(
             f"sae_id {sae_id!r} cannot be a folder of the repository: use letters, digits, '.', '-', '_' and '/'"
             ' ("blocks.6.hook_resid_pre"), or "." for the repository itself.'
@@ -160,7 +170,7 @@ def _check_id(sae_id: object) -> None:
 
 
 def _card(base: Snapshot, folders: Mapping[str, Path], options: CardOptions) -> str:
-    """The card of what is in the repository already and what is pushed now."""
+    """Return the card of what is in the repository already and what is pushed now."""
     there = base.sae_ids()
     facts = {sae_id: _facts_there(base, sae_id) for sae_id in there if sae_id not in folders}
     for sae_id, folder in folders.items():
@@ -169,7 +179,7 @@ def _card(base: Snapshot, folders: Mapping[str, Path], options: CardOptions) -> 
         if sae_id in there and weights is not None and weights.matches(folder / SAE_WEIGHTS_FILENAME):
             new = new.completed_by(_facts_there(base, sae_id))  # the same SAE: what was known of it stays
         facts[sae_id] = new
-    existing = fetch(base, CARD).read_text(encoding="utf-8") if CARD in base.files else None
+    existing = fetch(base, _CARD_FILENAME).read_text(encoding="utf-8") if _CARD_FILENAME in base.files else None
     return write_card(existing, base.repo_id, dict(sorted(facts.items())), options)
 
 
@@ -182,7 +192,7 @@ def _facts_there(base: Snapshot, sae_id: str) -> SAEFacts:
 
 
 def _stale(base: Snapshot, files: Mapping[str, Path]) -> list[str]:
-    """What the repository says of weights that are replaced now: figures of others must not stay beside them."""
+    """List files beside weights that are replaced now: metrics of others must not stay beside the new ones."""
     stale: list[str] = []
     for path, local in files.items():
         folder, _, name = path.rpartition("/")

@@ -16,7 +16,7 @@ _BLOCK_ELEMENTS = 2**21
 
 
 class ThresholdCalibration:
-    """Counts, for each feature and size of pre-activation, how often it was selected and how often not.
+    """Counts of selections, and of pre-activations that were not selected, by feature and size.
 
     `thresholds` then minimises, feature by feature, the number of tokens on which `hidden_pre > threshold` and the
     selection differ. For that only the difference of both counts matters: one int32 histogram of 400 logarithmic bins
@@ -62,12 +62,12 @@ class ThresholdCalibration:
         self._net.index_add_(0, feature * self._n_bins + bins, kept[positive].int() * 2 - 1)
 
     def never_selected(self) -> Bool[Tensor, " d_sae"]:
-        """Features that no token selected."""
+        """Return the features that no token selected."""
         assert self._smallest_on is not None
         return self._smallest_on.isinf()
 
     def thresholds(self, decoder_norm: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-        """The calibrated thresholds, in units of the pre-activations and in their dtype; finite, not negative.
+        """Return the calibrated thresholds, in units of the pre-activations and in their dtype; finite, not negative.
 
         Of equally good bins the lowest is taken; where selected and other pre-activations do not overlap, the middle
         between them. A feature that was never selected gets the largest pre-activation it was seen with, but at least

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 def compare(
     original: SAE[Any], export: SAE[Any], batches: Iterable[Float[Tensor, "tokens d_in"]]
 ) -> dict[str, float | int | None]:
-    """The figures of a `JumpReLUReport` that need activations alone.
+    """Measure what a `JumpReLUReport` says of activations alone.
 
-    Tokens of which either SAE makes a NaN or an infinity are counted apart, and in no figure.
+    Tokens of which either SAE makes a NaN or an infinity are counted apart, and in no other metric.
 
     Args:
         original: The SAE that is stood for.
@@ -91,7 +91,7 @@ def cross_entropies(
     prompts: Sequence[Int[Tensor, "prompts context"]],
     model_kwargs: dict[str, Any],
 ) -> dict[str, float | int | None]:
-    """The figures of a `JumpReLUReport` that need a language model, without SAEs that are attached to it.
+    """Measure what a `JumpReLUReport` says of a language model, without SAEs that are attached to it.
 
     Special tokens that the SAE was not trained on keep their activations.
 
@@ -115,10 +115,10 @@ def cross_entropies(
         for tokens in prompts:
             for loss in losses.values():
                 loss.add(tokens)
-    figures = {name: loss.metrics() for name, loss in losses.items()}
+    measured = {name: loss.metrics() for name, loss in losses.items()}
     means = {
-        "cross_entropy": figures["export"]["ce_loss_without_sae"],
-        **{f"cross_entropy_{name}": each["ce_loss_with_sae"] for name, each in figures.items()},
+        "cross_entropy": measured["export"]["ce_loss_without_sae"],
+        **{f"cross_entropy_{name}": each["ce_loss_with_sae"] for name, each in measured.items()},
     }
     if not all(mean is not None and math.isfinite(mean) for mean in means.values()):
         raise ValueError(f"the language model's cross-entropies are not finite: {means}.")

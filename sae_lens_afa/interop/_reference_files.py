@@ -1,4 +1,4 @@
-"""What the AFA authors' training code leaves in a folder, read without trusting it: sae.pt and config.json."""
+"""Files of the AFA authors' training code, sae.pt and config.json, read without trusting them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ WEIGHTS, CONFIG = "sae.pt", "config.json"
 SAE_TYPES = ("topafa", "topk", "batchtopk")
 _INTEGERS = ("act_size", "dict_size")
 _REQUIRED = (*_INTEGERS, "sae_type", "input_unit_norm", "hook_point", "model_name")
-# Beyond what every checkpoint needs: what its selection needs, and what a training SAE is described by.
+# Fields that a type needs beyond these: for its selection, and to describe its training.
 _REQUIRED_OF = {
     "topafa": ("afa_coeff", "aux_penalty", "top_k_aux"),
     "topk": ("top_k",),
     "batchtopk": ("top_k", "batch_size"),
 }
 _POSITIVE_INTEGERS = (*_INTEGERS, "top_k_aux", "seq_len", "batch_size")
-# What is told of the training in the metadata; not device, dtype, paths or names of private projects.
+# Settings that the metadata keep; not device, dtype, paths or names of private projects.
 _TOLD = (
     "seed", "batch_size", "lr", "num_tokens", "l1_coeff", "beta1", "beta2", "max_grad_norm", "seq_len", "top_k",
     "top_k_aux", "n_batches_to_dead", "aux_penalty", "afa_coeff", "input_unit_norm", "sae_type",
@@ -45,7 +45,7 @@ class ReferenceCheckpoint:
     weights: Mapping[str, Tensor]
 
     def told(self) -> dict[str, Any]:
-        """The settings of its training that are kept in the metadata."""
+        """Return the settings of its training that are kept in the metadata."""
         return {name: self.config[name] for name in _TOLD if name in self.config and _is_plain(self.config[name])}
 
 

@@ -19,18 +19,18 @@ MAX_HELD_OUT = 16_384
 
 
 class ActivationSplit:
-    """Reads activations once; every fifth block of 128 tokens is held out, up to 16,384 tokens of them.
+    """Activations, read once; every fifth block of 128 tokens is held out, up to 16,384 tokens of them.
 
     With fewer than 640 tokens nothing is held out: all of them calibrate, and judge too.
 
     Args:
-        space: Says what shape activations have.
+        space: Shape that activations have.
         activations: Raw hook-point values [..., d_in] (hook_z: [..., heads, d_head]), or an iterable of such batches.
         batch_size: Most tokens of a batch that is given on.
 
     Attributes:
         n_calibration: Tokens given on so far.
-        held_out: Whether the judging tokens are others than those that calibrate.
+        held_out: True if the judging tokens are others than those that calibrate.
     """
 
     def __init__(self, space: SAESpace, activations: Tensor | Iterable[Tensor], batch_size: int) -> None:
@@ -44,7 +44,7 @@ class ActivationSplit:
         self.held_out = True
 
     def calibration(self) -> Iterator[Float[Tensor, "tokens d_in"]]:
-        """The batches to calibrate on; when they are through, `judging` is known.
+        """Return the batches to calibrate on; when they are through, `judging` is known.
 
         Raises:
             TypeError: a batch is not a floating-point tensor.
@@ -76,7 +76,7 @@ class ActivationSplit:
                 yield calibrating
 
     def judging(self) -> list[Float[Tensor, "tokens d_in"]]:
-        """The batches to judge on."""
+        """Return the batches to judge on."""
         return list(torch.cat(self._judging).split(self._batch_size))
 
     def _finite(self, rows: Tensor) -> Tensor:

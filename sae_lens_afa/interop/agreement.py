@@ -1,4 +1,4 @@
-"""What is said of how good a JumpReLU stand-in is."""
+"""Agreement of a JumpReLU stand-in with the SAE it stands for."""
 
 from __future__ import annotations
 
@@ -12,26 +12,34 @@ METADATA_KEY = "jumprelu_export"
 
 @dataclass(frozen=True, kw_only=True)
 class JumpReLUReport:
-    """How a `jumprelu` SAE compares with the SAE it stands for.
+    """Comparison of a `jumprelu` SAE with the SAE it stands for; `str()` is a table for the terminal.
 
     Attributes:
-        original_architecture: What it stands for.
+        original_architecture: Architecture that it stands for.
         thresholds: "per_feature" or "global".
         n_calibration_tokens: Tokens that the thresholds come from.
-        n_evaluation_tokens: Tokens that the figures are of.
+        n_evaluation_tokens: Tokens that the metrics are of.
         n_nonfinite: Tokens left out of them because either SAE makes a NaN or an infinity of them.
-        held_out: Whether these are other tokens; False where there were too few to hold any out.
+        held_out: True if these are other tokens; False where there were too few to hold any out.
         l0_original, l0_export: Mean number of active features per token.
         explained_variance_original, explained_variance_export: 1 - sum ||z - z^||^2 / sum ||z - mean z||^2, in the
             space in which the SAE decodes; None where z does not vary.
         jaccard: Size of the intersection of a token's two active sets over that of their union, mean over tokens
             (1 where both are empty).
-        precision: Of all features that the export activates, the part that the original does too.
-        recall: Of all features that the original activates, the part that the export does too.
+        precision: Part of the export's active features that the original activates too.
+        recall: Part of the original's active features that the export activates too.
         n_never_selected: Features that no calibration token selected; their thresholds are a guess.
         n_cross_entropy_tokens: Tokens of the cross-entropies; 0 without a model.
-        cross_entropy, cross_entropy_original, cross_entropy_export: Of the language model, in nats per token:
+        cross_entropy, cross_entropy_original, cross_entropy_export: The language model's, in nats per token:
             untouched, and with either reconstruction in place of the activations. None without a model.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=16, d_sae=64))
+        >>> report = afa.jumprelu_report(afa.export_jumprelu(sae, torch.randn(1280, 16)))
+        >>> report.n_calibration_tokens, report.n_evaluation_tokens, report.held_out
+        (1024, 256, True)
     """
 
     original_architecture: str
@@ -55,14 +63,14 @@ class JumpReLUReport:
 
     @property
     def cross_entropy_difference(self) -> float | None:
-        """What the stand-in costs the language model beyond the original, in nats per token."""
+        """Cost of the stand-in for the language model beyond the original's, in nats per token."""
         if self.cross_entropy_export is None or self.cross_entropy_original is None:
             return None
         return self.cross_entropy_export - self.cross_entropy_original
 
     @property
     def note(self) -> str:
-        """What the export is, in words."""
+        """The approximation in words."""
         rule = "its own fixed threshold for each feature" if self.thresholds == "per_feature" else "one fixed threshold"
         tokens = f"{self.n_evaluation_tokens:,} " + ("held-out" if self.held_out else "calibration")
         return (
@@ -71,7 +79,7 @@ class JumpReLUReport:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Every figure, the cross-entropy's difference and the note; plain JSON, None for what is not known."""
+        """Return every metric, the cross-entropy's difference and the note; plain JSON, None for what is not known."""
         return {**asdict(self), "cross_entropy_difference": self.cross_entropy_difference, "note": self.note}
 
     def __str__(self) -> str:
@@ -90,7 +98,7 @@ class JumpReLUReport:
         if self.n_nonfinite:
             lines.append(f"tokens with NaN or infinity, left out: {self.n_nonfinite:,}")
         if not self.held_out:
-            lines.append("too few activations to hold any out: these figures flatter the export")
+            lines.append("too few activations to hold any out: these metrics flatter the export")
         return "\n".join([*lines, self.note])
 
 
@@ -99,10 +107,18 @@ def _cell(value: float | None, spec: str) -> str:
 
 
 def jumprelu_report(sae: SAE[Any]) -> JumpReLUReport:
-    """The report that `export_jumprelu` left in an SAE's metadata.
+    """Return the report that `export_jumprelu` left in an SAE's metadata.
 
     Raises:
         ValueError: there is none, or not one that this version reads.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=16, d_sae=64))
+        >>> export = afa.export_jumprelu(sae, torch.randn(1280, 16))
+        >>> afa.jumprelu_report(export).original_architecture
+        'top_afa'
     """
     data = sae.cfg.metadata.get(METADATA_KEY)
     names = {field.name for field in fields(JumpReLUReport)}

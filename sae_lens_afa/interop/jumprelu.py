@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
@@ -28,7 +29,8 @@ from sae_lens_afa.loading.models import check_hook
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
-SUPPORTED = ("top_afa", "afa_threshold", "topk")
+# This package's, and SAELens' own that chooses per token.
+SUPPORTED = (*(each.name for each in ARCHITECTURES if each.exportable), "topk")
 DEFAULT_CE_TOKENS = 8192
 _CARRIED_FIELDS = (
     "d_in",
@@ -82,6 +84,15 @@ def export_jumprelu(
         ValueError: an architecture that is not supported, a shape that does not fit, less than 64 tokens, a NaN or an
             infinity (also in what the SAE makes of them), a hook that the model does not have, or too little text for
             the cross-entropy.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=16, d_sae=64))
+        >>> export = afa.export_jumprelu(sae, torch.randn(1280, 16))
+        >>> _ = export.save_model("runs/jumprelu")  # SAE.load_from_disk loads it wherever SAELens is
+        >>> export.cfg.architecture()
+        'jumprelu'
     """
     check_exportable(sae)
     if (model is None) != (activation_store is None):
@@ -96,16 +107,16 @@ def export_jumprelu(
     split = ActivationSplit(SAESpace(original), activations, batch_size)
     calibration = _calibrate(original, split, progress=progress)
     export = with_thresholds(original, calibration.thresholds(decoder_norms(original.W_dec)))
-    figures: dict[str, Any] = compare(original, export, split.judging())
+    measured: dict[str, Any] = compare(original, export, split.judging())
     if model is not None and activation_store is not None:
-        figures |= cross_entropies(original, export, model, prompts, dict(activation_store.model_kwargs))
+        measured |= cross_entropies(original, export, model, prompts, dict(activation_store.model_kwargs))
     report = JumpReLUReport(
         original_architecture=original.cfg.architecture(),
         thresholds="per_feature",
         n_calibration_tokens=split.n_calibration,
         held_out=split.held_out,
         n_never_selected=int(calibration.never_selected().sum()),
-        **figures,
+        **measured,
     )
     export.cfg.metadata[METADATA_KEY] = report.to_dict()
     return export
@@ -137,7 +148,7 @@ def check_exportable(sae: SAE[Any]) -> None:
 
 
 def with_thresholds(sae: SAE[Any], threshold: Tensor) -> JumpReLUSAE:
-    """An independent `jumprelu` SAE with the weights, settings and metadata of `sae` and the given thresholds."""
+    """Return an independent `jumprelu` SAE with the weights, settings and metadata of `sae`, and these thresholds."""
     config = JumpReLUSAEConfig(**{name: getattr(sae.cfg, name) for name in _CARRIED_FIELDS}, device="meta")
     config.metadata = deepcopy(sae.cfg.metadata)
     export = JumpReLUSAE(config)
@@ -148,7 +159,7 @@ def with_thresholds(sae: SAE[Any], threshold: Tensor) -> JumpReLUSAE:
 
 
 def _thresholdable_view(sae: SAE[Any]) -> SAE[Any]:
-    """The SAE for inference, with activations that are its pre-activations, kept or zeroed."""
+    """Return the SAE for inference, with activations that are its pre-activations, kept or zeroed."""
     view = inference_view(sae)
     if getattr(view.cfg, "rescale_acts_by_decoder_norm", False):
         # Its activations carry the decoder norms: let its pre-activations carry them too.
@@ -183,7 +194,7 @@ def _calibrate(original: SAE[Any], split: ActivationSplit, *, progress: bool) ->
 
 
 def _next_prompts(store: ActivationsStore, tokens: int) -> list[Int[Tensor, "prompts context"]]:
-    """About so many tokens of the store, in its batches."""
+    """Return about so many tokens of the store, in its batches."""
     if tokens < 1:
         raise ValueError(f"cross_entropy_tokens must be at least 1, got {tokens}.")
     if store.dataset is None:

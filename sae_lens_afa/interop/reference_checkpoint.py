@@ -59,6 +59,18 @@ def convert_reference_checkpoint(
         FileExistsError: `output_path` exists, or is a folder of something else.
         ValueError: sae.pt holds anything but the tensors that config.json describes, a field is missing or wrong, or
             activations that are needed are not given, too few or do not fit. Nothing is written then.
+
+    Example:
+        >>> import json
+        >>> from pathlib import Path
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> config = {"sae_type": "topk", "act_size": 8, "dict_size": 16, "top_k": 4, "input_unit_norm": True}
+        >>> _ = Path("config.json").write_text(json.dumps({**config, "hook_point": "hook", "model_name": "gpt2"}))
+        >>> weights = {"W_enc": torch.randn(8, 16), "W_dec": torch.randn(16, 8)}
+        >>> torch.save({**weights, "b_enc": torch.zeros(16), "b_dec": torch.zeros(8)}, "sae.pt")
+        >>> afa.load(afa.convert_reference_checkpoint(".", "runs/converted")).cfg.k
+        4
     """
     output = Path(output_path)
     check_replaceable(output, overwrite=overwrite)
@@ -84,7 +96,7 @@ def convert_reference_checkpoint(
 
 
 def _training_sae(checkpoint: ReferenceCheckpoint) -> TrainingSAE[Any]:
-    """The checkpoint as SAELens would have trained it, for what its metadata will say."""
+    """Return the checkpoint as SAELens would have trained it, for what its metadata will say."""
     config, weights = checkpoint.config, dict(checkpoint.weights)
     d_sae = config["dict_size"]
     fields: dict[str, Any] = {
@@ -138,19 +150,19 @@ def _calibrate(sae: BatchTopKTrainingSAE, activations: Tensor | Iterable[Tensor]
         n += len(rows)
         fired |= (acts > 0).any(0)
     sae.topk_threshold.fill_(total / n)
-    figures: dict[str, Any] = compare(sae, inference_view(sae), _regrouped(split.judging(), batch_size))
+    measured: dict[str, Any] = compare(sae, inference_view(sae), _regrouped(split.judging(), batch_size))
     return JumpReLUReport(
         original_architecture="batchtopk",
         thresholds="global",
         n_calibration_tokens=split.n_calibration,
         held_out=split.held_out,
         n_never_selected=int((~fired).sum()),
-        **figures,
+        **measured,
     )
 
 
 def _cut(pre: Tensor, selected: Tensor) -> float:
-    """The middle between the smallest selected and the largest other activation of a batch; 0 if all are selected."""
+    """Return the middle between a batch's smallest selected activation and its largest other one; 0 without one."""
     if not selected.any():
         return float(pre.amax().clamp(min=0))
     on = torch.where(selected, pre, torch.inf).amin()
@@ -160,7 +172,7 @@ def _cut(pre: Tensor, selected: Tensor) -> float:
 
 
 def _regrouped(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in batches of `size`, the last one shorter."""
+    """Return the rows in batches of `size`, the last one shorter."""
     waiting: list[Tensor] = []
     for rows in batches:
         waiting.append(rows)

@@ -24,6 +24,14 @@ def read_activations(path: str | Path, *, what: str = "activations", rows: int =
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: not such a file, or it does not say which tensor is meant.
+
+    Example:
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> from sae_lens_afa.loading.activations import read_activations
+        >>> save_file({"activations": torch.randn(100, 8)}, "activations.safetensors")
+        >>> [len(batch) for batch in read_activations("activations.safetensors", rows=64)]
+        [64, 36]
     """
     path = Path(path)
     if not path.is_file():

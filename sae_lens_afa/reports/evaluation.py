@@ -72,9 +72,15 @@ def evaluate_saes(
 
     Example:
         >>> import sae_lens_afa as afa
-        >>> sae = afa.load("me/saes", "blocks.6.hook_resid_pre")  # doctest: +SKIP
-        >>> report = afa.reports.evaluate_saes({"mine": sae}, "runs/eval")  # doctest: +SKIP
-        >>> report.results["mine"].norm_ratio_median  # doctest: +SKIP
+        >>> from sae_lens_afa.loading.text import text_dataset
+        >>> from sae_lens_afa.reports import evaluate_saes
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=192, d_sae=64))
+        >>> report = evaluate_saes(
+        ...     {"mine": sae}, "runs/eval", model=afa.demo.load_model(), hook="blocks.2.hook_resid_pre", context_size=16,
+        ...     dataset=text_dataset(afa.demo.load_text().held_out[:2]), tokens=64, progress=False,
+        ... )
+        >>> report.results["mine"].n_tokens
+        64
     """
     output = Path(output)
     check_evaluation(
@@ -137,8 +143,8 @@ def check_evaluation(
         OSError: `output` exists or cannot be written.
 
     Example:
-        >>> import sae_lens_afa as afa
-        >>> afa.reports.check_evaluation("runs/eval", tokens=0)
+        >>> from sae_lens_afa.reports import check_evaluation
+        >>> check_evaluation("runs/eval", tokens=0)
         Traceback (most recent call last):
         ...
         ValueError: tokens must be at least 1, got 0.

@@ -38,9 +38,11 @@ class EvalReport:
         files: Files that were written.
 
     Example:
+        >>> from pathlib import Path
         >>> import sae_lens_afa as afa
-        >>> result = afa.AFAResult(n_tokens=128, d_sae=64, l0_mean=20.0)
-        >>> print(afa.reports.EvalReport("runs/eval", {"a": result}, {}, {}))
+        >>> from sae_lens_afa.reports import EvalReport
+        >>> result = afa.AFAResult.from_dict({"n_tokens": 128, "d_sae": 64, "l0_mean": 20.0})
+        >>> print(EvalReport(Path("runs/eval"), {"a": result}, {}, {}))
                                                     a
         tokens                                    128
         features (d_sae)                           64
@@ -113,10 +115,10 @@ def read_report(folder: str | Path) -> EvalReport:
 
     Example:
         >>> from pathlib import Path
-        >>> import sae_lens_afa as afa
+        >>> from sae_lens_afa.reports import read_report
         >>> saes = '{"a": {"architecture": "top_afa", "metrics": {"n_tokens": 128, "d_sae": 64, "l0_mean": 20.0}}}'
         >>> _ = Path("metrics.json").write_text('{"version": 2, "settings": {}, "saes": ' + saes + "}")
-        >>> afa.reports.read_report(".").results["a"].l0_mean
+        >>> read_report(".").results["a"].l0_mean
         20.0
     """
     folder = Path(folder)
@@ -174,9 +176,9 @@ def draw_plots(report: EvalReport, output: str | Path, formats: Sequence[str] = 
         ValueError: an unknown format, or nothing to draw.
 
     Example:
-        >>> import sae_lens_afa as afa
-        >>> report = afa.reports.read_report("runs/eval")  # doctest: +SKIP
-        >>> afa.reports.draw_plots(report, "figures", ["pdf"])  # doctest: +SKIP
+        >>> from sae_lens_afa.reports import draw_plots, read_report
+        >>> report = read_report("runs/eval")  # doctest: +SKIP
+        >>> draw_plots(report, "figures", ["pdf"])  # doctest: +SKIP
     """
     from sae_lens_afa import plots
 

@@ -57,7 +57,7 @@ def test_a_file_of_activations_is_calibrated_on(tmp_path, run):
         (["--sae", "sae", "--activations", "none"], "--activations none is not a file; give a .safetensors file"),
         (["--demo", "--sae", "sae", "--tokens", "0"], "--tokens must be at least 1"),
         (["--sae", "sae", "--model", "gpt2"], "does not say its dataset_path: give --dataset"),
-        (["--sae", "sae"], "sae was trained on the bundled model: give --demo (or --model and --dataset)"),
+        (["--sae", "sae"], "was trained on the bundled model: give --demo (or --model and --dataset)"),
         (["--sae", "nowhere", "--demo"], "--sae nowhere is not a folder; give the folder of a saved SAE"),
     ],
 )

@@ -17,14 +17,14 @@ SIZES = ("--tokens", "2048", "--eval-tokens", "256")
 
 
 def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
-    done = run("demo", "--tokens", "20480", "--eval-tokens", "512")
+    done = run("demo", "--tokens", "12288", "--eval-tokens", "256")
     assert done.code == 0, done.stderr
     stages = re.findall(r"^\[(\d)/4\] (\w+)(?: SAE (\d of \d), (\w+))?", done.stderr, re.MULTILINE)
     assert stages == [
         ("1", "load", "", ""), ("2", "train", "1 of 2", "top_afa"), ("3", "train", "2 of 2", "afa_threshold"),
         ("4", "evaluate", "", ""),
     ]  # fmt: skip
-    assert re.search(r"512/512 \[", done.stderr), "the evaluation has a bar"
+    assert re.search(r"256/256 \[", done.stderr), "the evaluation has a bar"
     assert re.search(r"top_afa +afa_threshold", done.stdout), "side by side"
     for row in ("L0", "explained variance", "with the SAE in place", "||f|| / ||z||"):
         assert row in done.stdout
@@ -34,12 +34,12 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     results = {name: sae["metrics"] for name, sae in judged["saes"].items()}
     assert list(results) == ["top_afa", "afa_threshold"]
     for name, result in results.items():
-        assert result["n_tokens"] == 512
+        assert result["n_tokens"] == 256
         assert result["explained_variance"] < 1
         assert result["ce_loss_without_sae"] < result["ce_loss_with_sae"]
         assert judged["saes"][name]["architecture"] == name
         assert (f"{name}'s L0 is above d_in = 192" in done.stdout) == (result["l0_mean"] > 192)
-    # Ten steps are enough for the dense code only.
+    # Six steps are enough for the dense code only.
     assert results["top_afa"]["explained_variance"] > 0
     assert results["top_afa"]["ce_loss_with_sae"] < results["top_afa"]["ce_loss_with_ablation"]
     snippet = next(line.strip() for line in done.stdout.splitlines() if "load_from_disk" in line)

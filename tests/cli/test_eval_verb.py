@@ -46,7 +46,7 @@ def test_every_option_says_what_is_judged(tmp_path, run):
     data = json.loads((tmp_path / "out" / "metrics.json").read_text())
     (sae,) = data["saes"].values()
     assert sae["hook_name"] == "blocks.2.hook_resid_pre"
-    assert sae["metrics"]["n_tokens"] == 2 * 128 // 16
+    assert sae["metrics"]["n_tokens"] == 128
     assert sae["metrics"]["ce_loss_with_sae"] is not None
     assert sae["metrics"]["without_outliers_n_tokens"] is not None
     said = {

@@ -9,11 +9,11 @@ import torch
 from sae_lens import ActivationsStore
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.sae import SAEMetadata
-from sae_lens_afa.interop.report import METADATA_KEY, jumprelu_report
 
 from sae_lens_afa import TopAFASAE, TopAFASAEConfig, export_jumprelu
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.interop._comparison import compare
+from sae_lens_afa.interop.agreement import METADATA_KEY, jumprelu_report
 
 D_IN, D_SAE = 8, 24
 

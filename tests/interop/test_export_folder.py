@@ -12,7 +12,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from safetensors.torch import save_file
 
-from sae_lens_afa.demo import load_model, load_text, model_folder
+from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.interop import export_jumprelu, export_to_folder, jumprelu_report
 
 METADATA = {"hook_name": "blocks.1.hook_resid_pre", "context_size": 32, "prepend_bos": True, "model_name": "kjv"}
@@ -23,11 +23,11 @@ def wide():
 
 
 @pytest.fixture(scope="module")
-def judged_on(tmp_path_factory):
+def judged_on(model, tmp_path_factory):
     """The bundled model and a file of its text."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("\n\n".join(load_text().held_out[:13]))
-    return {"model": load_model(), "dataset": str(text)}
+    return {"model": model, "dataset": str(text)}
 
 
 def export(sae, output: Path, **options):

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
-PREPARE = """
-    from safetensors.torch import save_file
-    from sae_lens_afa.demo import load_text
-    from sae_lens_afa.loading.text import text_dataset
-    save_file({"activations": torch.randn(3000, 192)}, "acts.safetensors")
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import sae_lens_afa as afa
+from sae_lens_afa.demo import load_text
+from sae_lens_afa.loading.text import text_dataset
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory, model) -> Path:
+    """A folder of two SAEs, their evaluation, and activations."""
+    folder = tmp_path_factory.mktemp("judged")
+    torch.manual_seed(0)
+    save_file({"activations": torch.randn(3000, 192)}, folder / "acts.safetensors")
     saes = {}
-    for seed, name in enumerate(("first", "second")):
-        saes[name] = make(seed, d_in=192, d_sae=64)
+    for name in ("first", "second"):
+        saes[name] = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=192, d_sae=64, decoder_init_norm=0.5))
         about = saes[name].cfg.metadata
         about.hook_name, about.context_size, about.prepend_bos = "blocks.1.hook_resid_pre", 32, True
-        saes[name].save_inference_model(f"runs/{name}")
+        about.model_name, about.dataset_path = "gpt2-small", "Skylion007/openwebtext"
+        saes[name].save_inference_model(folder / "runs" / name)
     text = text_dataset(load_text().held_out[:3], name="owner/held-out")
-    afa.reports.evaluate_saes(
-        saes, "evaluation", model=afa.demo.load_model(), dataset=text, tokens=512, progress=False
-    )
-"""
+    afa.reports.evaluate_saes(saes, folder / "evaluation", model=model, dataset=text, tokens=512, progress=False)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _judged_here(judged, client) -> None:
+    shutil.copytree(judged, client.cwd, dirs_exist_ok=True)
 
 
 def test_push_list_info_pull(client, hub):
-    client.run(PREPARE)
     pushed = client.command(
         "push", "me/saes", "--sae", "runs/first", "--sae", "layer/6=runs/second", "--metrics", "evaluation",
         "--license", "mit", "--tag", "v1", "--message", "Two SAEs", "--base-model", "owner/model",
@@ -47,7 +62,6 @@ def test_push_list_info_pull(client, hub):
 
 
 def test_push_with_jumprelu(client, hub):
-    client.run(PREPARE)
     client.command(
         "push", "me/saes", "--sae", "runs/first", "--with-jumprelu", "--activations", "acts.safetensors", "--private"
     )
@@ -66,21 +80,20 @@ def test_push_with_jumprelu(client, hub):
 
 
 def test_push_with_jumprelu_of_the_demo_s_model(client):
-    client.run(PREPARE)
     client.command("push", "me/saes", "--sae", "runs/first", "--with-jumprelu", "--demo", "--dataset", "owner/text")
     assert client.command("list", "me/saes").output.split() == ["first", "first-jumprelu"]
 
 
 def test_errors_are_one_line(client):
-    client.run(PREPARE + '\n    make(5).save_inference_model("runs/third")')
+    shutil.copytree(client.cwd / "runs/first", client.cwd / "runs/third")
     third = ("push", "me/saes", "--sae", "runs/third")
     for args, says in {
         ("list", "me/none"): "error: cannot read me/none: there is no such repository",
         ("push", "me/saes", "--sae", "runs"): "error: runs (runs) has no cfg.json",
         ("push", "me/saes", "--sae", "a=runs/first", "--sae", "a=runs/second"): "error: 'a=runs/second' needs an id",
         ("push", "me/saes", "--sae", "runs/first", "--metrics", "runs"): "error: runs has no metrics.json",
-        (*third, "--demo"): "error: --demo is a calibration for --with-jumprelu",
-        (*third, "--activations", "acts.safetensors"): "error: --activations",
+        (*third, "--demo"): "error: a calibration is for --with-jumprelu",
+        (*third, "--activations", "acts.safetensors"): "error: a calibration is for --with-jumprelu",
         (*third, "--with-jumprelu", "--demo", "--activations", "a"): "error: --activations are read as they are: leave",
         (*third, "--metrics", "evaluation"): "error: --metrics evaluation has metrics of first, second, none of which",
     }.items():

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
 from sae_lens_afa import AFAResult, TopAFASAE, TopAFASAEConfig
-from sae_lens_afa.demo import load_model, load_text, model_folder
+from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.reports import EvalReport, draw_plots, evaluate_saes, read_report
 from sae_lens_afa.reports.folder import read_tokens
 
@@ -34,10 +34,10 @@ def sae():
 
 
 @pytest.fixture(scope="module")
-def judged_on():
+def judged_on(model):
     """The bundled model and some of its text, as objects."""
     text = Dataset.from_dict({"text": CHAPTERS}, info=DatasetInfo(dataset_name="five chapters"))
-    return {"model": load_model(), "dataset": text}
+    return {"model": model, "dataset": text}
 
 
 @pytest.fixture
