@@ -128,8 +128,7 @@ def run_demo(
     _check_folders(output, first, overwrite=overwrite)
     judged = output.with_name(f"{output.name}-eval")
     check_evaluation(judged, tokens=eval_tokens, device=device, overwrite=overwrite)
-    say = _announcer(len(TRAINED) + 2 - first) if progress else lambda _: None
-
+    say = _announcer(len(TRAINED) + 2 - first, progress=progress)
     with expected_messages_off():
         say("load the language model and its text")
         model, text = load_model(device), text_dataset(load_text().train)
@@ -172,7 +171,12 @@ def _check_folders(output: Path, first: int, *, overwrite: bool) -> None:
             )
 
 
-def _announcer(n_stages: int) -> Callable[[str], None]:
+def _announcer(n_stages: int, *, progress: bool) -> Callable[[str], None]:
     """Return a function that says on stderr which of so many stages begins."""
     stages = iter(range(1, n_stages + 1))
-    return lambda what: print(f"[{next(stages)}/{n_stages}] {what}", file=sys.stderr, flush=True)
+
+    def say(what: str) -> None:
+        if progress:
+            print(f"[{next(stages)}/{n_stages}] {what}", file=sys.stderr, flush=True)
+
+    return say

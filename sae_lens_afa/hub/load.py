@@ -139,11 +139,8 @@ def info(
     Example:
         >>> import sae_lens_afa as afa
         >>> _ = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=8, d_sae=16)).save_inference_model("runs/a")
-        >>> print(str(afa.hub.info("runs"))[:36])  # or afa.hub.info("owner/name")
-        runs: 1 SAE
-        <BLANKLINE>
-        a
-          architecture  top_afa
+        >>> list(afa.hub.info("runs").saes)  # or afa.hub.info("owner/name"); print it for all that is known
+        ['a']
     """
     local = local_folder(repo_or_path)
     if local is not None:

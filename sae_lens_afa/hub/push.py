@@ -82,7 +82,7 @@ def push_to_hub(
 
     Example:
         >>> import sae_lens_afa as afa
-        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=768, d_sae=12288))
+        >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=64, d_sae=256))
         >>> afa.push_to_hub({"blocks.6.hook_resid_pre": sae}, "me/saes", license="mit")  # doctest: +SKIP
         'https://huggingface.co/me/saes/commit/...'
     """

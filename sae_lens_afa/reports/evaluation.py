@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAE
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
 from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.language_model import run_afa_evals
 from sae_lens_afa.evals.sae_space import architecture_of
@@ -75,12 +75,13 @@ def evaluate_saes(
         >>> from sae_lens_afa.loading.text import text_dataset
         >>> from sae_lens_afa.reports import evaluate_saes
         >>> sae = afa.TopAFATrainingSAE(afa.TopAFATrainingSAEConfig(d_in=192, d_sae=64))
-        >>> report = evaluate_saes(
-        ...     {"mine": sae}, "runs/eval", model=afa.demo.load_model(), hook="blocks.2.hook_resid_pre", context_size=16,
-        ...     dataset=text_dataset(afa.demo.load_text().held_out[:2]), tokens=64, progress=False,
+        >>> text = text_dataset(afa.demo.load_text().held_out)
+        >>> report = evaluate_saes(  # doctest: +SKIP
+        ...     {"mine": sae}, "runs/eval", model=afa.demo.load_model(), dataset=text, hook="blocks.2.hook_resid_pre",
+        ...     context_size=128, tokens=16_384,
         ... )
-        >>> report.results["mine"].n_tokens
-        64
+        >>> report.results["mine"].n_tokens  # doctest: +SKIP
+        16384
     """
     output = Path(output)
     check_evaluation(
@@ -149,9 +150,7 @@ def check_evaluation(
         ...
         ValueError: tokens must be at least 1, got 0.
     """
-    for name, value in (("tokens", tokens), ("batch_size_prompts", batch_size_prompts), ("context_size", context_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_sizes(tokens=tokens, batch_size_prompts=batch_size_prompts, context_size=context_size)
     if cross_entropy_tokens < 0:
         raise ValueError(f"cross_entropy_tokens must not be negative, got {cross_entropy_tokens}.")
     if outlier_norm_multiple is not None and not outlier_norm_multiple > 0:

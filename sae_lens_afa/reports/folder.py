@@ -43,10 +43,10 @@ class EvalReport:
         >>> from sae_lens_afa.reports import EvalReport
         >>> result = afa.AFAResult.from_dict({"n_tokens": 128, "d_sae": 64, "l0_mean": 20.0})
         >>> print(EvalReport(Path("runs/eval"), {"a": result}, {}, {}))
-                                                    a
-        tokens                                    128
-        features (d_sae)                           64
-        active features per token (L0), mean     20.0
+                                                 a
+        tokens                                 128
+        features (d_sae)                        64
+        active features per token (L0), mean  20.0
     """
 
     folder: Path

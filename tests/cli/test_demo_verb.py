@@ -48,9 +48,17 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     assert names["sae"].cfg.d_sae == 3072
     assert SAE.load_from_disk(tmp_path / "runs/demo-afa_threshold").cfg.architecture() == "afa_threshold"
 
+    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold", "demo-eval"]
     assert "pass --overwrite" in run("demo", *SIZES).error
-    assert run("demo", *SIZES, "--overwrite").code == 0
-    assert json.loads((tmp_path / "runs/demo-eval/metrics.json").read_text()) != judged
+
+
+@pytest.mark.slow
+def test_another_demo_replaces_the_first_on_request(tmp_path, run):
+    judged = tmp_path / "runs" / "demo-eval" / "metrics.json"
+    assert run("demo", *SIZES).code == 0
+    before = json.loads(judged.read_text())
+    assert run("demo", "--tokens", "4096", "--eval-tokens", "256", "--overwrite").code == 0
+    assert json.loads(judged.read_text()) != before
     assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold", "demo-eval"]
 
 

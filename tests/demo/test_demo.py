@@ -87,13 +87,13 @@ def untrained(scale: float = 1.0) -> TopAFATrainingSAE:
 def test_the_evaluation_measures_what_it_says(tmp_path, model):
     sae, other = untrained(), untrained(0.5)
     report = evaluate_saes(
-        {"sae": sae, "other": other}, tmp_path / "out", model=model, dataset=held_out_dataset(), tokens=2048,
-        cross_entropy_tokens=2048, progress=False,
+        {"sae": sae, "other": other}, tmp_path / "out", model=model, dataset=held_out_dataset(), tokens=1024,
+        cross_entropy_tokens=1024, batch_size_prompts=8, progress=False,
     )  # fmt: skip
     result, beside = report.results["sae"], report.results["other"]
 
     store = ActivationsStore.from_sae(model, sae, held_out_dataset(), streaming=False)
-    windows = torch.cat([store.get_batch_tokens(1) for _ in range(16)])
+    windows = torch.cat([store.get_batch_tokens(1) for _ in range(8)])
     with torch.no_grad():
         z = model.run_with_cache(windows, names_filter=[HOOK_NAME], stop_at_layer=3)[1][HOOK_NAME].flatten(0, 1)
         acts = sae.encode(z)
@@ -104,7 +104,7 @@ def test_the_evaluation_measures_what_it_says(tmp_path, model):
         loss = model(windows, return_type="loss").item()
     assert beside.l0_mean != result.l0_mean
     assert beside.l0_mean == pytest.approx((other.encode(z) > 0).sum(-1).float().mean().item(), rel=1e-3)
-    assert result.n_tokens == len(z) == 2048
+    assert result.n_tokens == len(z) == 1024
     assert result.n_nonfinite == 0
     assert result.l0_mean == pytest.approx((acts > 0).sum(-1).float().mean().item(), rel=1e-3)
     assert result.ce_loss_without_sae == pytest.approx(loss, rel=1e-4)

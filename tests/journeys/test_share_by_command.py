@@ -79,6 +79,7 @@ def test_push_with_jumprelu(client, hub):
     assert loaded.last_line == "JumpReLUSAE True"
 
 
+@pytest.mark.slow
 def test_push_with_jumprelu_of_the_demo_s_model(client):
     client.command("push", "me/saes", "--sae", "runs/first", "--with-jumprelu", "--demo", "--dataset", "owner/text")
     assert client.command("list", "me/saes").output.split() == ["first", "first-jumprelu"]

@@ -116,9 +116,14 @@ def test_an_sae_is_judged_and_exported_by_what_it_says_of_its_training():
 
 
 def test_an_sae_of_any_model_folder_is_judged_by_its_own_metadata():
-    train(dataset_path=write("text file"), model_class_name="AutoModelForCausalLM", hook_name="transformer.h.1")
-    report = judge(tokens=256, cross_entropy_tokens=128)
-    assert report.results["sae"].n_tokens == 256
+    train(
+        dataset_path=write("text file"),
+        model_class_name="AutoModelForCausalLM",
+        hook_name="transformer.h.1",
+        training_tokens=128,
+    )
+    report = judge(tokens=64, cross_entropy_tokens=64)
+    assert report.results["sae"].n_tokens == 64
     assert report.results["sae"].ce_loss_without_sae is not None
 
 
@@ -139,10 +144,10 @@ def test_a_checkpoint_is_judged_as_the_sae_that_it_becomes(architecture):
 def test_special_tokens_are_left_out_where_they_were_in_training():
     train(dataset_path=write("text file"), exclude_special_tokens=True)
     found = {
-        wanted: judge(f"eval-{wanted}", tokens=512, exclude_special_tokens=wanted).results["sae"].n_tokens
+        wanted: judge(f"eval-{wanted}", tokens=128, exclude_special_tokens=wanted).results["sae"].n_tokens
         for wanted in (None, True, False)
     }
-    assert found[None] == found[True] < found[False] == 512
+    assert found[None] == found[True] < found[False] == 128
 
 
 def test_how_documents_were_joined_is_how_they_are_read():

@@ -92,6 +92,8 @@ class Handler(BaseHTTPRequestHandler):
         self.fault = fault = hub.take_fault(f"{self.command} {self.path}")
         if fault and fault.delay:
             time.sleep(fault.delay)
+        if fault and fault.meanwhile:
+            fault.meanwhile()
         if fault and fault.drop_after is not None and self.command == "HEAD":
             self._log(0)
             self._rst()

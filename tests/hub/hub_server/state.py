@@ -8,6 +8,7 @@ import json
 import re
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,6 +91,7 @@ class Fault:
     corrupt: bool = False  # flip one byte in the middle of a download
     truncate: int | None = None  # claim full length but close cleanly after N bytes
     delay: float = 0.0
+    meanwhile: Callable[[], None] | None = None  # what somebody else does before the answer
     times: int = 1  # -1: for ever
 
 
