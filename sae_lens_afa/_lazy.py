@@ -10,7 +10,9 @@ from typing import Any
 def lazy_names(
     package: dict[str, Any], names_of: Mapping[str, Sequence[str]], modules: Sequence[str] = ()
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` for a package whose names live in modules that take long to import.
+    """Return `__getattr__` and `__dir__` for a package whose names live in modules that take long to import.
+
+    `dir()` offers what `__all__` names, whatever else of the package has been imported by then.
 
     Args:
         package: The package's `globals()`.
@@ -29,7 +31,7 @@ def lazy_names(
         package[name] = value  # from now on it is found at once
         return value
 
-    def known() -> list[str]:
-        return sorted({*package, *home, *modules})
+    def offered() -> list[str]:
+        return sorted({*package["__all__"], *(name for name in package if name.startswith("__"))})
 
-    return find, known
+    return find, offered

@@ -1,4 +1,4 @@
-"""Makes the architectures known to SAELens as soon as it is imported, without importing it: that takes seconds."""
+"""Registration of the architectures right after SAELens has been imported, without importing it: that takes seconds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from typing import Any
 
 _SAE_LENS = "sae_lens"
 # Not `sae_lens_afa.saes` itself: another thread may be in the middle of importing that, waiting for SAELens.
-_ARCHITECTURES = "sae_lens_afa.saes._architectures"
+_ARCHITECTURES = "sae_lens_afa.saes.registration"
 
 
 def register_with_sae_lens() -> None:
     """Register the architectures: now if SAELens is imported, else right after it has been."""
     if sys.modules.get(_SAE_LENS) is not None:
         importlib.import_module("sae_lens_afa.saes")
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
+    else:
+        # In place of one that an earlier import of this package has left: the two would ask each other for ever.
+        others = (finder for finder in sys.meta_path if type(finder).__module__ != __name__)
+        sys.meta_path[:] = [_Finder(), *others]
 
 
 class _Finder(MetaPathFinder):
-    """Finds SAELens as the other finders do, and has the architectures registered after it was executed."""
+    """Finder of SAELens that asks the others and has the architectures registered after SAELens was executed."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

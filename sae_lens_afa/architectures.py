@@ -37,7 +37,7 @@ class Grid(NamedTuple):
 
 
 class Architecture(NamedTuple):
-    """What the rest of the package knows of an architecture without importing it.
+    """An architecture, as the rest of the package knows it without importing its module.
 
     Attributes:
         name: Name in SAELens' registries; its module is `sae_lens_afa.saes.<name>_sae`.
@@ -135,5 +135,10 @@ ARCHITECTURES = (
 
 
 def architecture_named(name: str) -> Architecture | None:
-    """The entry of an architecture; None if it is not one of this package's."""
+    """Return the entry of an architecture; None if it is not one of this package's."""
     return next((entry for entry in ARCHITECTURES if entry.name == name), None)
+
+
+def public_classes() -> dict[str, tuple[str, ...]]:
+    """Return the names of the public classes by the module that defines them."""
+    return {entry.module: entry.classes for entry in ARCHITECTURES}

@@ -23,7 +23,7 @@ MIN_SIZE = 1 << 18
 
 
 class ActiveFeatures(NamedTuple):
-    """The non-zero entries of codes [tokens, d_sae] by token: those of token t are offsets[t] to offsets[t + 1]."""
+    """Non-zero entries of codes [tokens, d_sae] by token: those of token t are offsets[t] to offsets[t + 1]."""
 
     offsets: Int[Tensor, " tokens+1"]
     features: Int[Tensor, " active"]
@@ -52,7 +52,7 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
         or backend_for(codes.device) != "numba"
     ):
         return None
-    from sae_lens_afa.kernels import sparse as kernels  # imports numba
+    from sae_lens_afa.kernels import active as kernels  # imports numba
     from sae_lens_afa.kernels.compiled import in_threads
 
     rows = codes.detach().contiguous().numpy()
@@ -78,7 +78,7 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
 
 
 def decode(active: ActiveFeatures, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "tokens d_in"]:
-    """The codes times W_dec, without gradient. Measured against CSR matmuls and numba: torch's bags are fastest."""
+    """Multiply the codes by W_dec, without gradient. Of CSR matmuls, numba and torch's bags the last are fastest."""
     return torch.nn.functional.embedding_bag(
         active.features,
         W_dec.detach(),
@@ -96,7 +96,7 @@ def step_gradients(
     grad_recons: Float[Tensor, "tokens d_in"],
     grad_acts: Float[Tensor, "tokens d_sae"] | None,
 ) -> StepGradients:
-    """Gradients of W_enc and W_dec for codes that were selected from x @ W_enc and decoded by W_dec.
+    """Compute the gradients of W_enc and W_dec for codes that were selected from x @ W_enc and decoded by W_dec.
 
     Args:
         active: The codes.
@@ -105,7 +105,7 @@ def step_gradients(
         grad_recons: Gradient of the decoded codes.
         grad_acts: Gradient of the codes beside that by way of the decoder.
     """
-    from sae_lens_afa.kernels import sparse as kernels  # imports numba
+    from sae_lens_afa.kernels import active as kernels  # imports numba
     from sae_lens_afa.kernels.compiled import in_threads
 
     d_sae, d_in = W_dec.shape

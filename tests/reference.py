@@ -64,6 +64,15 @@ def norm_matching_topk(acts: Tensor, target_norm: Tensor, decoder_norm: Tensor |
     return out.reshape(acts.shape), near.reshape(target_norm.shape)
 
 
+def assert_same_selection(out: Tensor, acts: Tensor, target: Tensor, decoder_norm: Tensor | None = None) -> None:
+    """Equal to the literal rule in every entry, but in rows proven to be near-ties of the two candidates."""
+    expected, near_tie = norm_matching_topk(acts, target, decoder_norm)
+    same = ((out == expected) | (out.isnan() & expected.isnan())).all(-1)
+    assert (same | near_tie).all()
+    assert out.shape == acts.shape
+    assert out.dtype == acts.dtype
+
+
 def universal_threshold(x_centered: Tensor, d_sae: int, scale: float) -> Tensor:
     """scale * ||x - b_dec|| * sqrt(2 ln n / d_in) of one token at a time, in Python's float64."""
     rows = x_centered.reshape(-1, x_centered.shape[-1])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import selection_inputs
 
-from sae_lens_afa.selection import _threshold, above_threshold
+from sae_lens_afa.selection import above_threshold, rules
 
 BACKENDS = ("numba", "torch")
 
@@ -22,7 +22,7 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(inputs=selection_inputs(), share=st.floats(0, 1.2))
 def test_equals_the_literal_rule(backend, inputs, share):
     acts, target, decoder_norm = inputs
@@ -30,7 +30,7 @@ def test_equals_the_literal_rule(backend, inputs, share):
     threshold = target * share
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAE_LENS_AFA_BACKEND", backend)
-        patch.setattr(_threshold, "_CPU_CHUNK", 256)  # several chunks
+        patch.setattr(rules, "_CPU_CHUNK", 256)  # several chunks
         found = above_threshold(acts, threshold, decoder_norm)
         assert same(found, reference.above_threshold(acts, threshold, decoder_norm))
         wide = acts.double()
@@ -86,7 +86,7 @@ def test_the_gradient_is_that_of_a_constant_mask():
     out = above_threshold(acts, threshold)
     out.backward(grad)
     assert torch.equal(acts.grad, grad * (out > 0))
-    assert torch.autograd.gradcheck(lambda a: above_threshold(a, threshold), acts)
+    assert torch.autograd.gradcheck(lambda a: above_threshold(a, threshold), acts, fast_mode=True)
 
 
 def test_compiles_into_one_graph():
@@ -112,6 +112,7 @@ def test_wrong_arguments_are_named(acts, threshold, norm, error, message):
         above_threshold(acts, threshold, norm)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc (cuda is not involved)")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_extra_memory_is_at_most_a_tenth_above_the_output(backend, monkeypatch):

@@ -9,31 +9,22 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import assert_same_selection
 from torch import Tensor
 
 import sae_lens_afa
-from sae_lens_afa.kernels.select import DECIDED, select
+from sae_lens_afa.kernels.select import select_compiled
 from sae_lens_afa.selection import _backends, available_backends, norm_matching_topk
 
 BACKENDS = available_backends()
 
 
-def assert_same_selection(out: Tensor, acts: Tensor, target: Tensor, decoder_norm: Tensor | None = None) -> None:
-    """Equal to the literal rule in every entry, but in rows proven to be near-ties of the two candidates."""
-    expected, near_tie = reference.norm_matching_topk(acts, target, decoder_norm)
-    same = ((out == expected) | (out.isnan() & expected.isnan())).all(-1)
-    assert (same | near_tie).all()
-
-
-def adversarial_rows() -> dict[str, Tensor]:
+def adversarial_rows(n: int = 3000) -> dict[str, Tensor]:
     """Rows that a search by value finds hard: one value, two, far apart, at the ends of float32, in order."""
-    n = 3000
     random = torch.Generator().manual_seed(5)
     normal = torch.randn(n, generator=random)
     return {
@@ -50,7 +41,7 @@ def adversarial_rows() -> dict[str, Tensor]:
         "huge": normal * 1e37,
         "ascending": torch.arange(n).float(),
         "descending": torch.arange(n).flip(0).float(),
-        "periodic": torch.sin(torch.arange(n) * 2 * torch.pi / 46.875),  # in step with a sample of 64
+        "periodic": torch.sin(torch.arange(n) * 2 * torch.pi * 64 / n),  # in step with a sample of 64
         "few positive": torch.where(torch.arange(n) % 977 == 5, 1.0, -normal.abs()),
         "none positive": -normal.abs(),
         "zero": torch.zeros(n),
@@ -61,7 +52,7 @@ def adversarial_rows() -> dict[str, Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", adversarial_rows())
 def test_adversarial_rows(name, backend):
-    row = adversarial_rows()[name]
+    row = adversarial_rows(600 if backend == "triton" else 3000)[name]  # Triton may be interpreted
     length = row.relu().double().norm()
     shares = torch.tensor([0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9, 1.0, 1 + 1e-9, 2.0], dtype=torch.float64)
     rows, targets = row.expand(len(shares), -1), shares * length
@@ -102,9 +93,9 @@ def test_values_of_a_small_grid_tie_everywhere(backend, data):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_any_memory_layout_and_type(backend, dtype):
-    acts = torch.randn(40, 6, dtype=torch.float32).to(dtype).T
-    wide = torch.randn(6, 80).to(dtype)[:, ::2]
-    for a in (acts, wide, acts.expand(2, 6, 40)):
+    acts = torch.randn(40, 2, dtype=torch.float32).to(dtype).T
+    wide = torch.randn(2, 80).to(dtype)[:, ::2]
+    for a in (acts, wide, acts.expand(2, 2, 40)):
         target = a.double().relu().norm(dim=-1) * 0.6
         out = norm_matching_topk(a, target, torch.rand(80)[::2], backend=backend)
         again = norm_matching_topk(a.contiguous(), target, None, backend=backend)
@@ -124,9 +115,7 @@ def test_float64_rows_beyond_float32(backend, scale):
 def test_ordinary_rows_are_all_decided_by_the_kernel():
     acts = torch.randn(64, 4096)
     target = acts.relu().double().norm(dim=-1) * torch.linspace(0.01, 1.2, 64)
-    status = np.empty(64, dtype=np.uint8)
-    select(acts.numpy(), target.numpy(), np.ones(4096, np.float32), np.empty_like(acts.numpy()), status)
-    assert (status == DECIDED).all()
+    assert select_compiled(acts, target, None)[1] == []
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
@@ -192,12 +181,15 @@ def test_a_backend_for_another_device_is_refused():
         _backends.backend_for(torch.device("mps"), "numba")
 
 
-def test_without_numba_torch_takes_its_place():
+def test_compilers_are_imported_on_use_and_torch_stands_in_for_numba():
+    # SAELens' own dependencies may import triton.
     script = """
-import sys
-sys.modules["numba"] = None
-import torch
+import sys, sae_lens
+before = set(sys.modules)
+import torch, sae_lens_afa
 from sae_lens_afa.selection import available_backends, norm_matching_topk
+print([name for name in set(sys.modules) - before if name.startswith(("numba", "triton", "sae_lens_afa.kernels"))])
+sys.modules["numba"] = None
 assert "numba" not in available_backends(), available_backends()
 assert norm_matching_topk(torch.tensor([3.0, 4.0, 0.5]), torch.tensor(4.9)).tolist() == [3, 4, 0]
 try:
@@ -207,22 +199,12 @@ except ValueError as error:
 """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
-    assert "backend must be 'auto' or one of ['torch'], got 'numba'" in run.stdout
+    assert run.stdout.startswith("[]\nbackend must be 'auto' or one of [")
+    assert "'torch'], got 'numba'" in run.stdout
     assert run.stderr == ""
 
 
-def test_importing_the_package_imports_no_compiler():
-    # SAELens' own dependencies may import triton.
-    script = """
-import sys, sae_lens
-before = set(sys.modules)
-import sae_lens_afa, sae_lens_afa.selection
-print([name for name in set(sys.modules) - before if name.startswith(("numba", "triton", "sae_lens_afa.kernels"))])
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
-
-
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="a folder that nothing can be created in: /proc")
 def test_kernels_compile_where_nothing_can_be_cached(tmp_path):
     # The package's folder gets a file where the cache would be, the user's cache is a folder nobody can write to.

@@ -147,17 +147,16 @@ def run_afa_evals(
         for name, each in saes.items()
     }  # fmt: skip
     reader = PromptReader(activation_store, tokens, max_exact_tokens)
-    bar = tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress)
-    with torch.no_grad(), saes_detached(model), bar:
+    with torch.no_grad(), saes_detached(model):
         for candidate in candidates.values():
             check_hook(model, candidate.hook_name, candidate.sae.cfg.d_in, candidate.head)
         check_context(model, activation_store.context_size)
         judged = [candidate.tokens for candidate in candidates.values()]
-        for n_before, batch in reader.batches(batch_size_prompts, judged, bar):
-            if n_before < cross_entropy_tokens:
-                for candidate in candidates.values():
+        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
+            for n_before, batch in reader.batches(batch_size_prompts, judged, bar):
+                for candidate in candidates.values() if n_before < cross_entropy_tokens else ():
                     candidate.loss.add(batch)
-            _judge(batch, n_before, list(candidates.values()), model, activation_store)
+                _judge(batch, n_before, list(candidates.values()), model, activation_store)
     results: dict[str, AFAResult] = {}
     for name, candidate in candidates.items():
         try:

@@ -17,7 +17,6 @@ Light: imports neither torch nor pandas.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import replace
 
 import numpy as np
@@ -37,19 +36,6 @@ from sae_lens_afa.evals.metric import (
     TokenColumns,
 )
 from sae_lens_afa.evals.moments import Array, spearman
-
-
-def metric_named(name: str) -> Metric:
-    """Return the entry of `METRICS` of that name.
-
-    Raises:
-        KeyError: there is none; the message names near ones.
-    """
-    for metric in METRICS:
-        if metric.name == name:
-            return metric
-    near = difflib.get_close_matches(name, [metric.name for metric in METRICS])
-    raise KeyError(f"no metric {name!r}{f'; did you mean {near}?' if near else ''}")
 
 
 def metrics_shown_in(place: str) -> list[Metric]:
@@ -151,7 +137,7 @@ _OF_BOTH_FORMS = [
     ),
     Metric(
         name="explained_variance_raw", title="  at the hook point (raw)", heading="explained variance (raw)",
-        style=".4f", of_stream=lambda stream, _: stream.sums.explained_variance(raw=True),
+        style=".4f", shown_in=(SWEEPS,), of_stream=lambda stream, _: stream.sums.explained_variance(raw=True),
     ),
     Metric(name="nmse_mean", per_token=_nmse, column="nmse"),
     *_quantiles(

@@ -6,11 +6,13 @@
 Not imported with the package: `sae_lens.synthetic` and the statistics take a while.
 """
 
-from sae_lens_afa.experiments.activations import ActivationsSweep, activations_sweep
 from sae_lens_afa.experiments.arms import Arm, Run
+from sae_lens_afa.experiments.file_sweep import ActivationsSweep
 from sae_lens_afa.experiments.ground_truth import GroundTruthSweep, ground_truth_sweep
 from sae_lens_afa.experiments.paper import PaperSweep, paper_sweep
-from sae_lens_afa.experiments.sweep import SweepResult, run_sweep
+from sae_lens_afa.experiments.real_activations import activations_sweep
+from sae_lens_afa.experiments.running import SweepResult, run_sweep
+from sae_lens_afa.experiments.sweep import Sweep
 
 __all__ = [
     "ActivationsSweep",
@@ -18,6 +20,7 @@ __all__ = [
     "GroundTruthSweep",
     "PaperSweep",
     "Run",
+    "Sweep",
     "SweepResult",
     "activations_sweep",
     "ground_truth_sweep",

@@ -6,37 +6,40 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_afa.experiments.training import own_generator
-from sae_lens_afa.loading.activations import read_activations as read_blocks
+from sae_lens_afa.experiments.side_by_side import own_generator
+from sae_lens_afa.loading.activations import read_activations
 
 
-def read_activations(path: str | Path, field: str) -> Tensor:
-    """The tensor [tokens, d_in] of a file (the only one, or that called "activations"), in float32.
+def read_matrix(path: Path, parameter: str) -> Float[Tensor, "tokens d_in"]:
+    """Return the tensor of a file (the only one, or that called "activations"), in float32.
 
     Args:
         path: The file.
-        field: What the file is called in messages.
+        parameter: Name of the parameter that it was given as, for messages.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: not safetensors, not one tensor, another shape, a value that is not finite.
     """
-    path = Path(path)
-    activations = torch.cat([part.float() for part in read_blocks(path, what=field)])
+    parts = [part.float() for part in read_activations(path, what=parameter)]
+    activations = torch.cat(parts) if parts else torch.empty(0)
     if activations.ndim != 2 or activations.numel() == 0:
-        raise ValueError(f"{field} {path} has shape {list(activations.shape)}, expected [tokens, d_in].")
+        raise ValueError(f"{parameter} {path} has shape {list(activations.shape)}, expected [tokens, d_in].")
     if not (finite := activations.isfinite().all(1)).all():
         raise ValueError(
-            f"{field} {path} has {int((~finite).sum())} tokens with NaN or infinity, the first at"
+            f"{parameter} {path} has {int((~finite).sum())} tokens with NaN or infinity, the first at"
             f" {int((~finite).nonzero()[0])}; leave them out."
         )
-    return activations.float()
+    return activations
 
 
-def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches [batch_size, d_in]: each epoch in another order, its last incomplete batch left out.
+def shuffled_batches(
+    activations: Float[Tensor, "tokens d_in"], batch_size: int, seed: int
+) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Yield batches without end: each epoch in another order, its last incomplete batch left out.
 
     Raises:
         ValueError: fewer tokens than a batch.

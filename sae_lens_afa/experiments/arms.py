@@ -1,4 +1,4 @@
-"""What is compared: an architecture with one hyperparameter that varies over a grid."""
+"""Arms of a comparison: an architecture with one hyperparameter that varies over a grid."""
 
 from __future__ import annotations
 
@@ -23,10 +23,18 @@ class Run:
     """One SAE to train: an arm at one value of its grid.
 
     Attributes:
-        label: What the arm is called in tables and plots.
+        label: Name of the arm in tables and plots.
         architecture: Its name in SAELens' registry.
         hyperparameter, value: The field of the configuration that varies, and its value here.
         settings: Other fields of the configuration.
+
+    Example:
+        >>> from sae_lens_afa.experiments import Run
+        >>> run = Run("topk", "topk", "k", 4)
+        >>> run.name
+        'topk k=4'
+        >>> run.sae_config(d_in=8, d_sae=32).k
+        4
     """
 
     label: str
@@ -37,11 +45,11 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Unique in a sweep."""
+        """Name that is unique in a sweep."""
         return f"{self.label} {self.hyperparameter}={self.value:g}"
 
     def sae_config(self, d_in: int, d_sae: int, device: str = "cpu") -> TrainingSAEConfig:
-        """The SAE's configuration.
+        """Return the SAE's configuration.
 
         Raises:
             ValueError: an unknown architecture or field, or a value that the architecture refuses.
@@ -67,7 +75,15 @@ class Arm:
         hyperparameter: The field of its configuration that varies.
         values: The grid.
         settings: Other fields of the configuration, the same for all.
-        label: What it is called in tables and plots; the architecture if empty.
+        label: Name in tables and plots; the architecture if empty.
+
+    Example:
+        >>> from sae_lens_afa.experiments import Arm
+        >>> arm = Arm("top_afa", "afa_coefficient", (1 / 128, 1 / 32), label="ours")
+        >>> [run.name for run in arm.runs()]
+        ['ours afa_coefficient=0.0078125', 'ours afa_coefficient=0.03125']
+        >>> Arm.parse("ours=top_afa:afa_coefficient=1/128,1/32") == arm
+        True
     """
 
     architecture: str
@@ -78,25 +94,25 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """The label, or else the architecture."""
+        """Label, or else the architecture."""
         return self.label or self.architecture
 
     def runs(self) -> list[Run]:
-        """A run for each value."""
+        """Return a run for each value."""
         return [Run(self.name, self.architecture, self.hyperparameter, v, self.settings) for v in self.values]
 
     def with_steps(self, steps: int, of: int) -> Arm:
-        """The same for a training of `steps` in place of `of`: settings that are numbers of steps in proportion."""
+        """Return the arm for a training of `steps` in place of `of`: settings that count steps change in proportion."""
         scaled = {name: value * steps // of for name, value in self.settings.items() if name.endswith(_STEPS)}
         return replace(self, settings={**self.settings, **scaled})
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return it as JSON has it."""
         return {**asdict(self), "label": self.name, "values": list(self.values), "settings": dict(self.settings)}
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """An arm from `topk:k=4,8` or `label=top_afa:afa_coefficient=0.03,0.06;normalize_activations=none`.
+        """Return the arm of a text such as `topk:k=4,8` or `label=top_afa:afa_coefficient=1/32;target_ratio=0.7`.
 
         Raises:
             ValueError: another form; the message says which is expected.
@@ -109,19 +125,23 @@ class Arm:
         try:
             numbers = tuple(_number(value) for value in values.split(","))
         except ValueError:
-            raise ValueError(f"--grid {text!r}: {values!r} are not numbers; {_FORM}.") from None
+            raise ValueError(f"arms {text!r}: {values!r} are not numbers; {_FORM}.") from None
         if not architecture or not name or any(not key or not value for key, _, value in pairs):
-            raise ValueError(f"--grid {text!r} is not understood; {_FORM}.")
+            raise ValueError(f"arms {text!r} is not understood; {_FORM}.")
         return cls(architecture, name, numbers, {key: _value(value) for key, _, value in pairs}, label)
 
 
-def check_arms(arms: Sequence[Arm], d_in: int, d_sae: int) -> None:
+def without_normalisation(runs: Sequence[Run]) -> list[Run]:
+    """Return runs for activations that are ready when they reach the SAE; settings that say otherwise are kept."""
+    return [replace(run, settings={"normalize_activations": "none", **run.settings}) for run in runs]
+
+
+def check_runs(runs: Sequence[Run], d_in: int, d_sae: int) -> None:
     """Build every configuration once, so that what is wrong is said before anything is trained.
 
     Raises:
-        ValueError: no arms, two runs of one name, an unknown architecture or field, a value that is refused.
+        ValueError: no runs, two of one name, an unknown architecture or field, a value that is refused.
     """
-    runs = [run for arm in arms for run in arm.runs()]
     if not runs:
         raise ValueError("nothing to compare: give at least one architecture with one value.")
     names = [run.name for run in runs]
@@ -137,7 +157,7 @@ def check_arms(arms: Sequence[Arm], d_in: int, d_sae: int) -> None:
 
 
 def config_class_of(architecture: str) -> type[TrainingSAEConfig]:
-    """The configuration class that SAELens has for training `architecture`.
+    """Return the configuration class that SAELens has for training `architecture`.
 
     Raises:
         ValueError: it has none; the message lists near names.
@@ -154,14 +174,14 @@ def _near(name: str, known: list[str]) -> str:
 
 
 def _number(text: str) -> float:
-    """A number or a quotient, an int where it is whole (`k` of TopK has to be one)."""
+    """Return a number or a quotient, an int where it is whole (`k` of TopK has to be one)."""
     numerator, _, denominator = text.partition("/")
     value = float(numerator) / float(denominator or 1)
     return int(value) if value.is_integer() else value
 
 
 def _value(text: str) -> Any:
-    """JSON where it is JSON (numbers, true, null), or else a string."""
+    """Return JSON where it is JSON (numbers, true, null), or else a string."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -8,20 +8,19 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.experiments.arms import Arm, check_arms
-from sae_lens_afa.experiments.ground_truth_presets import PRESETS
-from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures
-from sae_lens_afa.experiments.report import Plot
-from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
+from sae_lens_afa.experiments.arms import Arm, check_runs
+from sae_lens_afa.experiments.measures import inference_sae, measure
+from sae_lens_afa.experiments.presets import changed, preset_arms
+from sae_lens_afa.experiments.rows import measured_row, training_note
+from sae_lens_afa.experiments.side_by_side import OwnRandom, Training, build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
-from sae_lens_afa.experiments.training import OwnRandom, Training, build, resized, train_together
+from sae_lens_afa.experiments.sweep import Advance, Group, Plot, Sweep
 from sae_lens_afa.experiments.worlds import WORLDS
-from sae_lens_afa.loading.models import check_device
 
 if TYPE_CHECKING:
     from sae_lens.synthetic import SyntheticModel
@@ -29,50 +28,42 @@ if TYPE_CHECKING:
 _TEST_BATCH = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GroundTruthSweep(Sweep):
     """SAEs as wide as the number of true features, scored by what they find.
 
     Attributes:
-        worlds: Names in `WORLDS`.
-        arms: What is compared.
-        training: How.
-        seeds: Of the SAEs and their data.
+        worlds: Names in `WORLDS`; the data is made on the CPU.
         test_tokens: Samples on which the SAEs are judged.
-        device: Of the SAEs; the data is made on the CPU.
     """
 
+    title: str = "SAEs on synthetic data with known features"
     worlds: tuple[str, ...]
-    arms: tuple[Arm, ...]
-    training: Training
-    seeds: tuple[int, ...]
     test_tokens: int
-    device: str = "cpu"
 
     growing = ("worlds", "arms", "seeds")
-    title = "SAEs on synthetic data with known features"
-    criteria = (Criterion("mcc", "MCC", True), Criterion("f1", "F1", True))
     plots = (
         Plot("mcc", "1 - MCC", complement=True),
         Plot("f1", "1 - F1", complement=True),
         Plot("mse", "mean squared error"),
     )
-    key_figures = (
-        "l0", "true_l0", "explained_variance", "mcc", "f1", "uniqueness", "dead_latents", "shrinkage", "norm_ratio",
-        "epsilon_lbo", "mdl_bits",
-    )  # fmt: skip
+    key_metrics = ("l0_mean", "explained_variance_raw", "true_l0", "mcc", "f1", "uniqueness", "dead_latents")
 
+    @override
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.worlds:
             if name not in WORLDS:
                 raise ValueError(f"unknown world {name!r}; there are {', '.join(WORLDS)}.")
-            check_arms(self.arms, WORLDS[name].hidden_dim, WORLDS[name].num_features)
+            check_runs(self.runs(), WORLDS[name].hidden_dim, WORLDS[name].num_features)
         if not self.worlds:
             raise ValueError(f"worlds must name at least one of {', '.join(WORLDS)}.")
-        check_seeds(self.seeds)
         if self.test_tokens < 2:
             raise ValueError(f"test_tokens must be at least 2, got {self.test_tokens}.")
-        check_device(self.device)
+
+    @override
+    def criteria(self) -> Sequence[Criterion]:
+        return (Criterion("mcc", "MCC", True), Criterion("f1", "F1", True))
 
     @override
     def settings(self) -> dict[str, Any]:
@@ -85,9 +76,8 @@ class GroundTruthSweep(Sweep):
 
     @override
     def groups(self) -> list[Group]:
-        runs = [run for arm in self.arms for run in arm.runs()]
         return [
-            Group(f"{world}-seed{seed}", seed, [(world, run) for run in runs])
+            Group(f"{world}-seed{seed}", seed, [(world, run) for run in self.runs()])
             for world in self.worlds
             for seed in self.seeds
         ]
@@ -106,7 +96,7 @@ class GroundTruthSweep(Sweep):
             for run in runs
         ]
 
-    def _test_data(self, model: SyntheticModel) -> Tensor:
+    def _test_data(self, model: SyntheticModel) -> Float[Tensor, "tokens d_in"]:
         sizes = [min(_TEST_BATCH, self.test_tokens - i) for i in range(0, self.test_tokens, _TEST_BATCH)]
         with OwnRandom("test", 0)():
             return torch.cat([model.sample(size) for size in sizes])
@@ -120,8 +110,7 @@ class GroundTruthSweep(Sweep):
                 sae, model.feature_dict, model.activation_generator, self.test_tokens, _TEST_BATCH
             )
         return {
-            **reconstruction_figures(sae, test),
-            **afa_figures(sae, test),
+            **measure(sae, test),
             "l0_empty": _l0_without_features(sae),
             "true_l0": scores.true_l0,
             "mcc": scores.mcc,
@@ -137,35 +126,67 @@ class GroundTruthSweep(Sweep):
             *(f"`{name}`: {w.about}; {w.hidden_dim} dimensions, {w.num_features} features, as many latents."
               for name, w in ((name, WORLDS[name]) for name in self.worlds)),
             training_note(self.training),
-            "MSE, explained variance and shrinkage are in the space of the data, AFA figures in the one in which an"
-            " SAE decodes (its input normalisation).",
+            "MSE, explained variance (raw) and shrinkage are in the space of the data, AFA metrics in the one in which"
+            " an SAE decodes (its input normalisation).",
             "MCC, F1 and uniqueness are SAELens': MCC by the best one-to-one match of decoder rows and features; F1 of"
             " each latent as a detector of its nearest feature, mean over latents, dead ones included as 0. Real"
             " data has no such score to choose a setting by.",
-            "`l0_empty` in `runs.csv`, of newer runs: L0 of a token in which no feature fires.",
+            "L0 without features is that of a token in which no feature fires: what is active there is spurious.",
         ]  # fmt: skip
 
 
 @torch.no_grad()
 def _l0_without_features(sae: SAE[Any]) -> int:
-    """L0 on a token in which no feature fires: what it has is spurious."""
+    """Return L0 on a token in which no feature fires: what is active there is spurious."""
     acts = sae.encode(torch.zeros(1, sae.cfg.d_in, device=sae.device, dtype=sae.dtype))
     return int(torch.count_nonzero(acts.to_dense()))
 
 
 @lru_cache
 def made(world: str) -> SyntheticModel:
-    """The generator of a world; making its features quasi-orthogonal takes seconds."""
+    """Return the generator of a world; making its features quasi-orthogonal takes seconds."""
     return WORLDS[world].make()
 
 
-def samples(model: SyntheticModel, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless batches [batch_size, hidden_dim] that depend on the seed only."""
+def samples(model: SyntheticModel, batch_size: int, seed: int) -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Yield batches without end that depend on the seed only."""
     draw = OwnRandom("data", seed)
     while True:
         with draw():
             batch = model.sample(batch_size)
         yield batch
+
+
+PRESETS = {
+    "quick": GroundTruthSweep(
+        worlds=("zipf-4x",),
+        arms=preset_arms("ground-truth", "quick", phase=400),
+        training=Training(
+            steps=1000, batch_size=256, lr=2e-3, dead_feature_window=100, lr_warm_up_steps=50, lr_decay_steps=300
+        ),
+        seeds=(0, 1, 2),
+        test_tokens=16_384,
+    ),
+    "full": GroundTruthSweep(
+        worlds=("zipf-2x", "zipf-4x", "zipf-8x", "correlated", "hierarchical"),
+        arms=preset_arms("ground-truth", "full", phase=1000),
+        training=Training(
+            steps=2500, batch_size=256, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=600
+        ),
+        seeds=(0, 1, 2),
+        test_tokens=32_768,
+    ),
+    "tiny": GroundTruthSweep(
+        worlds=("tiny",),
+        arms=(
+            Arm("topk", "k", (2, 3)),
+            Arm("top_afa", "afa_coefficient", (1 / 32,), {"normalize_activations": "layer_norm"}),
+        ),
+        training=Training(steps=20, batch_size=32, lr=1e-2, dead_feature_window=5),
+        seeds=(0, 1),
+        test_tokens=256,
+    ),
+}
 
 
 def ground_truth_sweep(
@@ -177,7 +198,7 @@ def ground_truth_sweep(
     steps: int | None = None,
     device: str = "cpu",
 ) -> GroundTruthSweep:
-    """A sweep of fixed size, or a change of one.
+    """Return a preset of the sweep over synthetic worlds, or a change of one.
 
     Args:
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
@@ -187,16 +208,13 @@ def ground_truth_sweep(
 
     Raises:
         ValueError: an unknown preset, world, architecture or setting; nothing has been trained then.
+
+    Example:
+        >>> from sae_lens_afa.experiments import Arm, ground_truth_sweep
+        >>> sweep = ground_truth_sweep("quick", worlds=["zipf-2x"], arms=[Arm("topk", "k", (2, 4))], steps=200)
+        >>> [run.name for run in sweep.runs()], sweep.training.steps, sweep.seeds
+        (['topk k=2', 'topk k=4'], 200, (0, 1, 2))
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(PRESETS)}.")
-    base = PRESETS[preset]
-    preset_arms, training = resized(base.arms, base.training, steps)
-    return GroundTruthSweep(
-        worlds=tuple(worlds) or base.worlds,
-        arms=tuple(arms) or preset_arms,
-        training=training,
-        seeds=tuple(seeds) or base.seeds,
-        test_tokens=base.test_tokens,
-        device=device,
-    )
+    return changed(
+        PRESETS, preset, steps, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), device=device
+    )  # fmt: skip

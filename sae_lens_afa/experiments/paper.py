@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any
 
 from typing_extensions import override
 
 from sae_lens_afa.experiments.arms import Arm
-from sae_lens_afa.experiments.language_model import LanguageModelSweep, without_normalisation
+from sae_lens_afa.experiments.model_sweep import LanguageModelSweep
+from sae_lens_afa.experiments.presets import changed
+from sae_lens_afa.experiments.side_by_side import Training
 from sae_lens_afa.experiments.tables import cell, markdown
 from sae_lens_afa.experiments.text_source import DEMO, TextSource
-from sae_lens_afa.experiments.training import Training, resized
 from sae_lens_afa.loading.models import model_width
 
 _COEFFICIENTS = (1 / 128, 1 / 64, 1 / 32, 1 / 24, 1 / 16)
@@ -27,9 +28,11 @@ _PUBLISHED_D_IN = 768
 _NAMES = {"topafa": "top_afa", "topk": "topk", "batchtopk": "batchtopk"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PaperSweep(LanguageModelSweep):
-    """See `LanguageModelSweep`; the report has the published numbers beside it."""
+    """SAEs at several layers of a language model, with the published numbers beside them in the report."""
+
+    title: str = "The AFA paper's comparison"
 
     @override
     def published(self) -> list[Mapping[str, Any]]:
@@ -51,7 +54,8 @@ class PaperSweep(LanguageModelSweep):
             if key not in best or row["mse"] < best[key]["mse"]:
                 best[key] = row
         lines = [
-            [row["stream"], row["label"], row["setting"], cell(row["l0"]), cell(row["mse"])] for row in best.values()
+            [row["stream"], row["label"], row["setting"], cell(row["l0_mean"]), cell(row["mse"])]
+            for row in best.values()
         ]
         return [
             "## Published",
@@ -74,14 +78,14 @@ class PaperSweep(LanguageModelSweep):
 
 
 def published_runs() -> list[dict[str, Any]]:
-    """The 69 published runs: stream, label, setting, l0, mse, d_in."""
+    """Return the 69 published runs: stream, label, setting, l0_mean, mse, d_in."""
     data = json.loads((files("sae_lens_afa.experiments") / "paper_l0_l2.json").read_text())
     return [
         {
             "stream": f"layer {layer}",
             "label": _NAMES[row["activation"]],
             "setting": f"k={row['k']}" if row["k"] else f"afa_coefficient={row['afa_coeff']:g}",
-            "l0": row["l0_norm"],
+            "l0_mean": row["l0_norm"],
             "mse": row["l2_loss"],
             "d_in": _PUBLISHED_D_IN,
         }
@@ -105,26 +109,30 @@ def _demo_training(steps: int, batch_size: int) -> Training:
     )  # fmt: skip
 
 
-_SETTINGS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "source": TextSource(_GPT2, _OPEN_WEB_TEXT, 128),
-        "layers": (6, 7, 8), "d_in": 768, "d_sae": 12_288, "arms": _arms(_COEFFICIENTS, _KS),
+def _hooks(*layers: int) -> dict[str, str]:
+    return {f"layer {layer}": f"blocks.{layer}.hook_resid_pre" for layer in layers}
+
+
+PRESETS = {
+    "paper": PaperSweep(
+        source=TextSource(_GPT2, _OPEN_WEB_TEXT, 128), hooks=_hooks(6, 7, 8), d_in=_PUBLISHED_D_IN, d_sae=12_288,
+        arms=_arms(_COEFFICIENTS, _KS),
         # The authors' latents are dead after 5 batches without firing; theirs is one seed, 49.
-        "training": Training(steps=20_001, batch_size=4096, lr=3e-4, adam_beta2=0.99, dead_feature_window=5),
-        "seeds": (49, 50, 51), "test_tokens": 65_536, "ce_tokens": 16_384, "saes_per_group": 23,
-    },
-    "demo": {
-        "source": TextSource(DEMO, "", 128),
-        "layers": (2, 3), "d_in": 192, "d_sae": 768, "arms": _arms((1 / 128, 1 / 32, 1 / 16), (8, 32, 128, 320)),
-        "training": _demo_training(400, 256),
-        "seeds": (0, 1, 2), "test_tokens": 16_384, "ce_tokens": 4096, "saes_per_group": 18,
-    },
-    "tiny": {
-        "source": TextSource(DEMO, "", 32),
-        "layers": (1,), "d_in": 192, "d_sae": 64, "arms": _arms((1 / 32,), (4,)),
-        "training": _demo_training(6, 64),
-        "seeds": (0, 1), "test_tokens": 256, "ce_tokens": 64, "saes_per_group": 2,
-    },
+        training=Training(steps=20_001, batch_size=4096, lr=3e-4, adam_beta2=0.99, dead_feature_window=5),
+        seeds=(49, 50, 51), test_tokens=65_536, ce_tokens=16_384, saes_per_group=23,
+    ),
+    "demo": PaperSweep(
+        title="The AFA paper's comparison, preset demo",
+        source=TextSource(DEMO, "", 128), hooks=_hooks(2, 3), d_in=192, d_sae=768,
+        arms=_arms((1 / 128, 1 / 32, 1 / 16), (8, 32, 128, 320)), training=_demo_training(400, 256),
+        seeds=(0, 1, 2), test_tokens=16_384, ce_tokens=4096, saes_per_group=18,
+    ),
+    "tiny": PaperSweep(
+        title="The AFA paper's comparison, preset tiny",
+        source=TextSource(DEMO, "", 32), hooks=_hooks(1), d_in=192, d_sae=64,
+        arms=_arms((1 / 32,), (4,)), training=_demo_training(6, 64),
+        seeds=(0, 1), test_tokens=256, ce_tokens=64, saes_per_group=2,
+    ),
 }  # fmt: skip
 
 
@@ -140,7 +148,7 @@ def paper_sweep(
     saes_per_group: int | None = None,
     device: str = "cpu",
 ) -> PaperSweep:
-    """The paper's sweep, or a smaller one on the bundled model.
+    """Return the paper's sweep, or a smaller one on the bundled model.
 
     Args:
         preset: "paper" (GPT-2 small on OpenWebText, the exact sizes: for a GPU and the Hub), "demo" (the bundled model
@@ -154,29 +162,24 @@ def paper_sweep(
 
     Raises:
         ValueError: an unknown preset, architecture or setting; nothing has been trained then.
+
+    Example:
+        >>> from sae_lens_afa.experiments import paper_sweep
+        >>> sweep = paper_sweep("demo", layers=[2], steps=100)
+        >>> dict(sweep.hooks)
+        {'layer 2': 'blocks.2.hook_resid_pre'}
+        >>> [run.name for run in sweep.runs()][:2]
+        ['top_afa afa_coefficient=0.0078125', 'top_afa afa_coefficient=0.03125']
     """
-    if preset not in _SETTINGS:
-        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(_SETTINGS)}.")
-    base = dict(_SETTINGS[preset])
-    source: TextSource = base["source"]
-    for what, name, own in (("model", model, "model"), ("dataset", dataset, "text")):
-        if name is not None and source.model == DEMO:
-            raise ValueError(f"{what} {name!r}: the preset {preset!r} has its own {own}; leave it out.")
-    source = TextSource(model or source.model, dataset or source.dataset, source.context_size)
+    sweep = changed(
+        PRESETS, preset, steps, hooks=_hooks(*layers) or None, arms=tuple(arms), seeds=tuple(seeds),
+        saes_per_group=saes_per_group, device=device,
+    )  # fmt: skip
+    for parameter, name, own in (("model", model, "model"), ("dataset", dataset, "text")):
+        if name is not None and sweep.source.model == DEMO:
+            raise ValueError(f"{parameter} {name!r}: the preset {preset!r} has its own {own}; leave it out.")
+    source = replace(sweep.source, model=model or sweep.source.model, dataset=dataset or sweep.source.dataset)
     if model is not None:
-        base |= {"d_in": (width := model_width(model)), "d_sae": base["d_sae"] // base["d_in"] * width}
-    preset_arms, training = resized(base["arms"], base["training"], steps)
-    return PaperSweep(
-        title="The AFA paper's comparison" + ("" if preset == "paper" else f", preset {preset}"),
-        source=source,
-        hooks={f"layer {layer}": f"blocks.{layer}.hook_resid_pre" for layer in layers or base["layers"]},
-        d_in=base["d_in"],
-        d_sae=base["d_sae"],
-        arms=without_normalisation(arms or preset_arms),
-        training=training,
-        seeds=tuple(seeds) or base["seeds"],
-        test_tokens=base["test_tokens"],
-        ce_tokens=base["ce_tokens"],
-        saes_per_group=base["saes_per_group"] if saes_per_group is None else saes_per_group,
-        device=device,
-    )
+        width = model_width(model)
+        sweep = replace(sweep, d_in=width, d_sae=sweep.d_sae // sweep.d_in * width)
+    return replace(sweep, source=source)

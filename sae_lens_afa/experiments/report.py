@@ -1,56 +1,21 @@
-"""The files that a finished sweep leaves: tables, plots, and a Markdown report that lists every run."""
+"""The files that a finished sweep leaves: tables, plots, and a Markdown report."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.experiments.statistics import (
-    OK,
-    Criterion,
-    Summary,
-    Welch,
-    best_of_grids,
-    summarise,
-    welch_tests,
-)
-from sae_lens_afa.experiments.tables import (
-    cell,
-    glance_table,
-    markdown,
-    run_list,
-    spread_cell,
-    summary_table,
-    write_runs,
-)
+from sae_lens_afa.experiments.statistics import OK, Criterion, Summary, best_of_grids, summarise
+from sae_lens_afa.experiments.sweep import Plot, Sweep
+from sae_lens_afa.experiments.tables import best_table, measured_metrics, summary_table, write_runs
 from sae_lens_afa.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sae_lens_afa.experiments.sweep import Sweep
-
 Row = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure against L0.
-
-    Attributes:
-        figure: Its column.
-        label: Of the axis.
-        complement: Draw 1 - figure: lower is better, as on every plot.
-        reference: A figure that is the same for all runs of a panel, drawn as a level line.
-    """
-
-    figure: str
-    label: str
-    complement: bool = False
-    reference: str = ""
 
 
 def write_report(
@@ -61,8 +26,8 @@ def write_report(
     summaries = summarise(rows)
     plots: list[Path] = []
     for plot in sweep.plots:
-        if any(summary.mean(plot.figure) is not None for summary in summaries):
-            plots += _draw(folder / f"l0_{plot.figure}.png", plot, plot_table(plot, sweep, summaries), rows, sweep)
+        if any(summary.mean(plot.metric) is not None for summary in summaries):
+            plots += _draw(folder / f"l0_{plot.metric}.png", plot, plot_table(plot, sweep, summaries), rows, sweep)
     text = report_text(sweep, rows, versions, command, plots)
     return [*files, *plots, write_whole(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))]
 
@@ -70,74 +35,67 @@ def write_report(
 def report_text(
     sweep: Sweep, rows: Sequence[Row], versions: Sequence[Mapping[str, str]], command: str, plots: Sequence[Path]
 ) -> str:
-    """The report as Markdown."""
-    summaries, figures = summarise(rows), list(sweep.key_figures)
+    """Return the report as Markdown."""
+    summaries = summarise(rows)
     failed = [row for row in rows if row["status"] != OK]
     parts = [f"# {sweep.title}"]
     if command:
         parts.append(f"```\n{command}\n```")
     parts.append(
-        f"{len(rows)} runs, {len(failed)} of them failed; all are listed below and in `runs.csv`."
-        " Figures are means over seeds ± standard deviation (n - 1), measured on data that was not trained on,"
-        " with the SAE in the form in which it is saved."
+        f"{len(rows)} runs, {len(failed)} of them failed; `runs.csv` has a row for each. Metrics are means over seeds ±"
+        " standard deviation (n - 1), measured on data that was not trained on, with the SAE in the form in which it"
+        " is saved."
     )
     parts += ["\n".join(f"- {note}" for note in sweep.notes())]
-    for criterion in sweep.criteria:
-        parts += _best_section(summaries, criterion, figures)
+    for criterion in sweep.criteria():
+        parts += best_section(summaries, criterion)
     parts += [f"![{path.stem}]({path.name})" for path in plots if path.suffix == ".png"]
     parts += sweep.sections()
-    parts += ["## The whole grid", summary_table(summaries, figures)]
-    parts += ["## Every run", run_list(rows, figures)]
+    parts += ["## The whole grid", summary_table(summaries, measured_metrics(rows))]
     if failed:
-        lines = [f"- {_name(row)}: {row['status']}" for row in failed]
-        parts += ["## Failures", "\n".join(lines)]
+        parts += ["## Failures", "\n".join(f"- {_name(row)}: {row['status']}" for row in failed)]
     if damaged := [row for row in rows if row.get("n_nonfinite")]:
-        lines = [f"- {_name(row)}: {row['n_nonfinite']:,} left out of its figures" for row in damaged]
+        lines = [f"- {_name(row)}: {row['n_nonfinite']:,} left out of its metrics" for row in damaged]
         parts += ["## Tokens with NaN or infinity", "\n".join(lines)]
-    parts += ["## Settings", f"```json\n{json.dumps(sweep.settings(), indent=1)}\n```"]
+    parts += ["## Settings", f"```json\n{settings_text(sweep.settings())}\n```"]
     parts += ["## Versions", "\n".join("- " + ", ".join(f"{k} {v}" for k, v in made.items()) for made in versions)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _best_section(summaries: Sequence[Summary], criterion: Criterion, figures: Sequence[str]) -> list[str]:
+def best_section(summaries: Sequence[Summary], criterion: Criterion) -> list[str]:
+    """Return the section on the best of each grid by a criterion."""
     best = best_of_grids(summaries, criterion)
-    shown = list(figures) if criterion.figure in figures else [*figures, criterion.figure]
     every = dict.fromkeys((summary.stream, summary.label) for summary in summaries)
     without = [pair for pair in every if pair not in {(summary.stream, summary.label) for summary in best}]
     parts = [f"## Best of each grid: {criterion}"]
-    if len({summary.stream for summary in best}) > 1:
-        parts.append(f"{criterion.title}, and in brackets the value of the setting and its L0:")
-        parts.append(glance_table(best, criterion.figure))
-    parts.append(summary_table(best, shown) if best else "No setting qualifies.")
+    if not best:
+        return [*parts, "No setting qualifies."]
+    parts.append(
+        f"{criterion.title}, and in brackets the value of the setting, its L0, and p of Welch's test over seeds against"
+        " the best SAE of the data set. The settings were chosen by these same values, and p is not corrected for the"
+        " number of tests."
+    )
+    parts.append(best_table(best, criterion))
     if without:
         parts.append("No setting qualifies of: " + ", ".join(f"{label} ({stream})" for stream, label in without) + ".")
-    if tests := welch_tests(best, criterion):
-        parts.append(
-            f"Welch's test over seeds of {criterion.title}, the best SAE of each data set against the others. The"
-            " settings compared were chosen by these same values, and p is not corrected for the number of tests."
-        )
-        parts.append(_welch_table(tests, criterion))
     return parts
 
 
-def _welch_table(tests: Sequence[Welch], criterion: Criterion) -> str:
-    def named(summary: Summary) -> str:
-        figures = spread_cell(summary.mean(criterion.figure), summary.spread(criterion.figure))
-        return f"{summary.label} {summary.setting}: {figures}"
+def settings_text(settings: Mapping[str, Any]) -> str:
+    """Return settings as JSON with a line for each, and for each arm or world."""
 
-    header = ["data", "best", "against", "difference", "t", "df", "p"]
-    return markdown(
-        header,
-        [
-            [test.stream, named(test.first), named(test.second)]
-            + [cell(value) for value in (test.difference, test.t, test.df, test.p)]
-            for test in tests
-        ],
-    )
+    def text(value: Any) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        if isinstance(value, dict) and all(isinstance(item, dict) for item in value.values()):
+            return "{\n  " + ",\n  ".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()) + "\n }"
+        return json.dumps(value)
+
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {text(value)}" for name, value in settings.items()) + "\n}"
 
 
 def _draw(path: Path, plot: Plot, table: pd.DataFrame, rows: Sequence[Row], sweep: Sweep) -> list[Path]:
-    """The plot as an image and as a page, with lines at d_in and at the true L0."""
+    """Draw the plot as an image and as a page, with lines at d_in and at the true L0."""
     from sae_lens_afa.plots import l0_plot
 
     lines: dict[str, dict[str, float]] = {}
@@ -158,16 +116,17 @@ def _known(rows: Sequence[Row], name: str) -> float | None:
 
 
 def plot_table(plot: Plot, sweep: Sweep, summaries: Sequence[Summary]) -> pd.DataFrame:
-    """What a plot draws: a point for each setting, the mean over seeds, and those that were published."""
+    """Return what a plot draws: a point for each setting, the mean over seeds, and those that were published."""
     import pandas as pd
 
     def point(stream: str, label: str, l0: float | None, value: float | None, setting: str) -> dict[str, Any]:
         loss = value if value is None or not plot.complement else 1 - value
         return {"layer": stream, "architecture": label, "l0": l0, "loss": loss, "label": setting}
 
-    points = [point(s.stream, s.label, s.mean("l0"), s.mean(plot.figure), s.setting) for s in summaries]
+    points = [point(s.stream, s.label, s.mean("l0_mean"), s.mean(plot.metric), s.setting) for s in summaries]
     points += [
-        point(row["stream"], row["label"], row["l0"], row.get(plot.figure), row["setting"]) for row in sweep.published()
+        point(row["stream"], row["label"], row["l0_mean"], row.get(plot.metric), row["setting"])
+        for row in sweep.published()
     ]
     return pd.DataFrame([p for p in points if p["loss"] is not None and p["l0"]])
 

@@ -13,7 +13,7 @@ from typing import Any
 from sae_lens_afa.experiments.rows import key_of
 from sae_lens_afa.files import write_whole
 
-FORMAT = 2
+FORMAT = 3  # 2: metrics under names of their own
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch", "numpy")
 
 
@@ -31,7 +31,8 @@ class ResultFolder:
 
     Raises:
         FileExistsError: `folder` is something else than a folder of a sweep.
-        ValueError: it belongs to a sweep with other settings; the message names the first that differs.
+        ValueError: it is of an older version, or of a sweep with other settings; the message names the first that
+            differs.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
@@ -44,10 +45,15 @@ class ResultFolder:
         path = self.folder / "settings.json"
         if path.is_file():
             there = json.loads(path.read_text())
+            if there.get("format") != FORMAT:
+                raise ValueError(
+                    f"output folder {self.folder} was written by a version that named metrics in another way; choose"
+                    " another folder, or go on there with that version."
+                )
             self._check(there, own, mappings)
             own |= {key: {**there[key], **own[key]} for key in mappings}
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise FileExistsError(f"output {self.folder} exists and is not the folder of a sweep; give another one.")
+            raise FileExistsError(f"output {self.folder} exists and is not the folder of a sweep; choose another one.")
         self._runs.mkdir(parents=True, exist_ok=True)
         text = json.dumps(own, indent=2) + "\n"
         if not path.is_file() or path.read_text() != text:
@@ -61,7 +67,7 @@ class ResultFolder:
         if difference:
             raise ValueError(
                 f"output folder {self.folder} holds a sweep with other settings: {difference}."
-                " Give another --output, or the settings of that sweep to continue it."
+                " Choose another folder, or the settings of that sweep to continue it."
             )
 
     def write(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -78,11 +84,11 @@ class ResultFolder:
         write_whole(path, lambda partial: partial.write_text(text))
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """The rows of all finished runs by `rows.key_of`."""
+        """Return the rows of all finished runs by `rows.key_of`."""
         return {key_of(row): row for made in self._made() for row in made["rows"]}
 
     def versions(self, keys: Sequence[str]) -> list[dict[str, str]]:
-        """The versions that these runs were made with, each set once."""
+        """Return the versions that these runs were made with, each set once."""
         wanted, seen = set(keys), list[dict[str, str]]()
         for made in self._made():
             if made["versions"] not in seen and wanted & {key_of(row) for row in made["rows"]}:
@@ -95,7 +101,7 @@ class ResultFolder:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the results depend on."""
+    """Return the versions of what the results depend on."""
     return {"python": python_version(), **{name: version(name) for name in _PACKAGES}}
 
 

@@ -1,4 +1,4 @@
-"""A row of results, whether its run succeeded or not."""
+"""Rows of results, of runs that succeeded and of those that did not."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from sae_lens.saes.sae import TrainingSAE
 
 from sae_lens_afa.experiments.arms import Run
+from sae_lens_afa.experiments.side_by_side import Trained, Training
 from sae_lens_afa.experiments.statistics import OK
-from sae_lens_afa.experiments.training import Trained, Training
 
 _IDENTITY = ("stream", "seed", "label", "architecture", "hyperparameter", "value", "settings")
 
 
 def identity(stream: str, seed: int, run: Run) -> dict[str, Any]:
-    """What a row says of the run that it is of."""
+    """Return the columns that identify a run."""
     return {
         "stream": stream, "seed": seed, "label": run.label, "architecture": run.architecture,
         "hyperparameter": run.hyperparameter, "value": run.value, "settings": dict(run.settings),
@@ -24,21 +24,21 @@ def identity(stream: str, seed: int, run: Run) -> dict[str, Any]:
 
 
 def key_of(row: Mapping[str, Any]) -> str:
-    """The same for two rows of the same run."""
+    """Return a text that two rows share if they are of the same run."""
     return json.dumps([float(row[name]) if name == "value" else row[name] for name in _IDENTITY], sort_keys=True)
 
 
 def measured_row(
     stream: str, seed: int, run: Run, trained: Trained, measure: Callable[[TrainingSAE[Any]], Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The row of a run: its figures, or in `status` why there are none.
+    """Return the row of a run: its metrics, or in `status` why there are none.
 
     Args:
         stream: Data that it was trained on.
         seed: Of the run.
         run: What was trained.
         trained: What came of it.
-        measure: Figures of a trained SAE.
+        measure: Returns the metrics of a trained SAE.
     """
     cfg = trained.sae.cfg
     row = {**identity(stream, seed, run), "status": OK, "d_in": cfg.d_in, "d_sae": cfg.d_sae}
@@ -62,7 +62,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def training_note(training: Training) -> str:
-    """Steps and windows, for the report."""
+    """Return steps and windows in words, for the report."""
     windows = training.steps / training.dead_feature_window
     return (
         f"Every SAE: {training.steps:,} steps of {training.batch_size} tokens, Adam with learning rate {training.lr:g}."

@@ -14,16 +14,16 @@ OK = "ok"
 
 @dataclass(frozen=True)
 class Criterion:
-    """By which figure the best of a grid is chosen.
+    """The metric by which the best of a grid is chosen.
 
     Attributes:
-        figure: Its column.
-        title: What it is called.
+        metric: Its column.
+        title: Its name in sentences.
         higher_is_better: Or lower.
         max_l0: Choose only among settings whose mean L0 is at most this.
     """
 
-    figure: str
+    metric: str
     title: str
     higher_is_better: bool
     max_l0: float | None = None
@@ -56,23 +56,23 @@ class Summary:
         """The hyperparameter and its value."""
         return f"{self.hyperparameter}={self.value:g}"
 
-    def values(self, figure: str) -> list[float]:
-        """The figure for each seed for which it is defined."""
-        return [row[figure] for row in self.rows if row.get(figure) is not None]
+    def values(self, metric: str) -> list[float]:
+        """Return the metric for each seed for which it is defined."""
+        return [row[metric] for row in self.rows if row.get(metric) is not None]
 
-    def mean(self, figure: str) -> float | None:
-        """Mean over seeds."""
-        values = self.values(figure)
+    def mean(self, metric: str) -> float | None:
+        """Return the mean over seeds."""
+        values = self.values(metric)
         return fmean(values) if values else None
 
-    def spread(self, figure: str) -> float | None:
-        """Standard deviation over seeds (n - 1); None for fewer than two."""
-        values = self.values(figure)
+    def spread(self, metric: str) -> float | None:
+        """Return the standard deviation over seeds (n - 1); None for fewer than two."""
+        values = self.values(metric)
         return stdev(values) if len(values) > 1 else None
 
 
 def summarise(rows: Iterable[Row]) -> list[Summary]:
-    """A summary for each setting, stream by stream, in the order of the runs."""
+    """Return a summary for each setting, stream by stream, in the order of the runs."""
     rows = list(rows)
     streams = list(dict.fromkeys(row["stream"] for row in rows))
     settings: dict[tuple[str, str, str, float], list[Row]] = {}
@@ -87,17 +87,17 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
 
 
 def best_of_grids(summaries: Sequence[Summary], criterion: Criterion) -> list[Summary]:
-    """For each stream and arm the setting that is best by the mean over seeds.
+    """Return for each stream and arm the setting that is best by the mean over seeds.
 
     A setting of which a run failed cannot be the best; an arm without a setting that qualifies has no best one.
     """
     best: dict[tuple[str, str], Summary] = {}
     for summary in summaries:
-        key, value, l0 = (summary.stream, summary.label), summary.mean(criterion.figure), summary.mean("l0")
+        key, value, l0 = (summary.stream, summary.label), summary.mean(criterion.metric), summary.mean("l0_mean")
         too_dense = criterion.max_l0 is not None and (l0 is None or l0 > criterion.max_l0)
         if value is None or summary.n_failed or too_dense:
             continue
-        if key not in best or _better(value, best[key].mean(criterion.figure), criterion):
+        if key not in best or _better(value, best[key].mean(criterion.metric), criterion):
             best[key] = summary
     return list(best.values())
 
@@ -106,45 +106,27 @@ def _better(value: float, other: float | None, criterion: Criterion) -> bool:
     return other is None or (value > other if criterion.higher_is_better else value < other)
 
 
-@dataclass(frozen=True)
-class Welch:
-    """Welch's test of two arms.
+def p_values(best: Sequence[Summary], criterion: Criterion) -> dict[tuple[str, str], float]:
+    """Return p of Welch's test of each arm against the best arm of its stream, by stream and label.
 
-    Attributes:
-        stream: Data.
-        first, second: The better and the other setting.
-        difference: Mean of the first minus mean of the second.
-        t, df, p: Statistic, degrees of freedom, two-sided p; None where the test is not defined.
+    Each arm is at its best setting, samples are seeds. The settings were chosen by these same values, so p is too small
+    rather than too large, and it is not corrected for the number of tests. Arms for which the test is not defined, and
+    the best ones, have no p.
     """
-
-    stream: str
-    first: Summary
-    second: Summary
-    difference: float
-    t: float | None
-    df: float | None
-    p: float | None
-
-
-def welch_tests(best: Sequence[Summary], criterion: Criterion) -> list[Welch]:
-    """In each stream, the best arm against each other arm, each at its best setting.
-
-    Samples are seeds. Both settings were chosen by these same values, so p is too small rather than too large, and it
-    is not corrected for the number of tests.
-    """
-    tests: list[Welch] = []
+    found: dict[tuple[str, str], float] = {}
     for stream in dict.fromkeys(summary.stream for summary in best):
         arms = [summary for summary in best if summary.stream == stream]
         sign = -1 if criterion.higher_is_better else 1
-        first, *others = sorted(arms, key=lambda summary: sign * (summary.mean(criterion.figure) or 0.0))
-        for second in others:
-            a, b = first.values(criterion.figure), second.values(criterion.figure)
-            tests.append(Welch(stream, first, second, fmean(a) - fmean(b), *welch(a, b)))
-    return tests
+        first, *others = sorted(arms, key=lambda summary: sign * (summary.mean(criterion.metric) or 0.0))
+        for other in others:
+            _, _, p = welch(first.values(criterion.metric), other.values(criterion.metric))
+            if p is not None:
+                found[stream, other.label] = p
+    return found
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float | None, float | None, float | None]:
-    """t, degrees of freedom and two-sided p; None where a sample has fewer than two values or none varies."""
+    """Return t, degrees of freedom and two-sided p; None where a sample has fewer than two values or none varies."""
     if len(a) < 2 or len(b) < 2 or (stdev(a) == 0 and stdev(b) == 0):
         return None, None, None
     from scipy import stats  # pyright: ignore[reportMissingTypeStubs]  (as heavy as it is untyped)

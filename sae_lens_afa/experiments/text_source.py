@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
 from sae_lens_afa.experiments.measures import standardised
-from sae_lens_afa.experiments.training import OwnRandom, Training
+from sae_lens_afa.experiments.side_by_side import OwnRandom, Training
 from sae_lens_afa.loading.models import check_hook_name, load_language_model
 from sae_lens_afa.loading.names import first_line
 from sae_lens_afa.loading.text import load_text_dataset, text_dataset
@@ -33,7 +33,7 @@ _PROMPTS = 32
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where activations come from.
+    """Model and text that activations come from.
 
     Attributes:
         model: "demo" for the bundled model and text; else as for `load_language_model`.
@@ -46,21 +46,18 @@ class TextSource:
     context_size: int = 128
 
     def load_model(self, device: str) -> HookedRootModule:
-        """The model, with weights as they are (nothing folded or centred).
+        """Return the model, with weights as they are (nothing folded or centred).
 
         Raises:
             ValueError, OSError: it is not known, or cannot be had.
         """
         if self.model == DEMO:
             return load_demo_model(device)
-        try:
-            return load_language_model(self.model, device, kwargs={"center_writing_weights": False}, what="model")
-        except (OSError, ValueError) as error:
-            kind = OSError if isinstance(error, OSError) else ValueError
-            raise kind(f"{error} The preset demo needs no network.") from error
+        kwargs = {"center_writing_weights": False}
+        return _from_afar(lambda: load_language_model(self.model, device, kwargs=kwargs, what="model"))
 
     def datasets(self) -> tuple[Any, Any]:
-        """Text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
+        """Return text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
 
         Raises:
             ValueError, OSError: it is of a kind that is not read, or cannot be had.
@@ -70,13 +67,20 @@ class TextSource:
             return text_dataset(text.train), text_dataset(text.held_out)
         data = load_text_dataset(self.dataset, what="dataset")
         if isinstance(data, str):
-            try:
-                data = load_dataset(data, split="train", streaming=True)
-            except (OSError, ValueError) as error:
-                kind = OSError if isinstance(error, OSError) else ValueError
-                message = f"dataset {self.dataset!r} cannot be loaded: {first_line(error)}"
-                raise kind(f"{message} The preset demo needs no network.") from error
+            name = data
+            what = f"dataset {name!r} cannot be loaded"
+            data = _from_afar(lambda: load_dataset(name, split="train", streaming=True), what)
         return data.skip(HELD_OUT_DOCUMENTS), data.take(HELD_OUT_DOCUMENTS)
+
+
+def _from_afar(load: Callable[[], Any], what: str = "") -> Any:
+    """Return what `load` returns; add to a failure what failed, if given, and what needs no network."""
+    try:
+        return load()
+    except (OSError, ValueError) as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        said = f"{what}: {first_line(error)}" if what else str(error)
+        raise kind(f"{said} The preset demo needs no network.") from error
 
 
 def training_batches(
@@ -89,7 +93,7 @@ def training_batches(
     seed: int,
     device: str,
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless batches of standardised activations [batch_size, d_in] by hook, all from one forward pass.
+    """Yield batches of standardised activations [batch_size, d_in] by hook without end, all from one forward pass.
 
     SAELens' `MultiSAETrainingRunner` checks the hooks and makes the store. Seeds mix the text's tokens in another
     way; its order is the same.
@@ -129,7 +133,7 @@ class HeldOut:
 def held_out(
     source: TextSource, model: HookedRootModule, dataset: Any, hooks: Sequence[str], tokens: int, device: str
 ) -> HeldOut:
-    """At least `tokens` tokens of held-out text with their activations.
+    """Return at least `tokens` tokens of held-out text with their activations.
 
     Raises:
         ValueError: the text has fewer.
@@ -156,7 +160,7 @@ def held_out(
 
 @torch.no_grad()
 def hook_widths(model: HookedRootModule, hooks: Sequence[str]) -> dict[str, int]:
-    """d_in at each hook.
+    """Return d_in at each hook.
 
     Raises:
         ValueError: the model has no such hook, or it is not [batch, position, d_in].

@@ -19,7 +19,7 @@ class World:
     """Features, how often they fire and with what others.
 
     Attributes:
-        about: What is special about it.
+        about: Its peculiarity, in a few words.
         hidden_dim: d_in.
         num_features: Features; the SAEs have as many latents.
         max_prob, min_prob, exponent: Firing probabilities by a Zipf law, scaled to this range.
@@ -39,7 +39,7 @@ class World:
     hierarchy: tuple[int, int, int] | None = None
 
     def config(self) -> SyntheticModelConfig:
-        """The configuration for SAELens."""
+        """Return the configuration for SAELens."""
         from sae_lens.synthetic import (
             HierarchyConfig,
             LowRankCorrelationConfig,
@@ -69,7 +69,7 @@ class World:
         )
 
     def make(self) -> SyntheticModel:
-        """The generator, on the CPU."""
+        """Return the generator, on the CPU."""
         from sae_lens.synthetic import SyntheticModel
 
         return SyntheticModel(self.config())

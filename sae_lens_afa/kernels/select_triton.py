@@ -1,19 +1,57 @@
 # type: ignore  (Triton's language is Python in syntax only)
-"""Kernels for the selection on a GPU, one row per program: bisection on the float32 bit pattern of the boundary energy.
+"""The norm-matching rule on a GPU, one row per program: bisection on the float32 bit pattern of the boundary energy.
 
-Non-negative floats are ordered as their bit patterns are, so that at most 32 halvings find the smallest energy above
-which what is left fits under the squared target: no sort. Sums are float64.
+Let S(v) be the sum of a row's energies e_i = (a_i ||d_i||)^2 that exceed v. The boundary is the smallest v with
+S(v) <= target^2: what is larger is kept, and of the energies equal to it as many as the norm asks for. Non-negative
+floats are ordered as their bit patterns are, so that at most 32 halvings of the patterns find it exactly: no sort, and
+all programs take about the same time. Sums are float64.
+
+Rows that fit into the registers of one program are read once and written once (`select_row`). What does not fit, and
+the rare rows that are not finite or leave float32's range, go through `select_wide_row`, which reads a row again for
+every halving. It is launched in any case and returns at once from rows that are done: to ask how many there are would
+make the host wait for the device.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
 
+_LARGEST_ROW = 16384  # that fits into registers
+_WIDE_BLOCK = 4096
 # Bit patterns of the energies between which float32 squares need no rescaling (2^-40, 2^120), and of infinity.
 _MIN_PEAK = tl.constexpr(87 << 23)
 _MAX_PEAK = tl.constexpr(247 << 23)
 _INFINITY = tl.constexpr(255 << 23)
+
+
+def select_on_gpu(
+    acts: Float[Tensor, "rows d_sae"],
+    target_norm: Float[Tensor, " rows"],
+    decoder_norm: Float[Tensor, " d_sae"] | None,
+) -> Float[Tensor, "rows d_sae"]:
+    """Apply the rule to each row of a cuda tensor, without waiting for the device."""
+    acts = acts.contiguous()
+    target = target_norm.to(acts.device, torch.float64).contiguous()
+    norm = acts if decoder_norm is None else decoder_norm.detach().to(acts.device, torch.float32).contiguous()
+    out = torch.empty_like(acts)
+    n_rows, d_sae = acts.shape
+    # In float64 there are other bit patterns; all such rows take the long way.
+    fits = d_sae <= _LARGEST_ROW and acts.dtype != torch.float64
+    done = torch.zeros(n_rows, dtype=torch.bool, device=acts.device)
+    # Nothing fused: the energy is the float32 product, rounded, and then its float32 square.
+    options = {"HAS_NORM": decoder_norm is not None, "enable_fp_fusion": False}
+    block = triton.next_power_of_2(d_sae)
+    in_registers = options | {"BLOCK": block, "num_warps": 16 if block > 4096 else 4}
+    in_blocks = options | {"BLOCK": min(block, _WIDE_BLOCK), "num_warps": 8}
+    with torch.cuda.device_of(acts):
+        if fits:
+            select_row[(n_rows,)](acts, target, norm, out, done, d_sae, **in_registers)
+        select_wide_row[(n_rows,)](acts, target, norm, out, done, d_sae, **in_blocks)
+    return out
 
 
 @triton.jit
@@ -23,7 +61,8 @@ def _is_finite(x):  # pragma: no cover
 
 @triton.jit
 def _n_crossing(below, boundary, n_equal, goal, target):  # pragma: no cover
-    """How many of the entries that equal the boundary are kept."""
+    """Count which of the entries that equal the boundary are kept, from the sum `below` of all that exceed it."""
+    # `whole` of them fit under the target; one more is kept where that brings the norm nearer, or as the first of all.
     value = boundary.to(tl.float64)
     whole = tl.minimum(tl.maximum(tl.floor((goal - below) / value), 0.0), n_equal.to(tl.float64) - 1.0)
     under = below + whole * value
@@ -36,7 +75,7 @@ def _n_crossing(below, boundary, n_equal, goal, target):  # pragma: no cover
 def select_row(  # pragma: no cover
     acts, targets, norms, out, done, d_sae, HAS_NORM: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One row of energies in registers; 32 halvings at most, of sums in float64."""
+    """Decide a row that fits into registers; one that is not finite or leaves float32's range is left undone."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < d_sae
@@ -54,7 +93,9 @@ def select_row(  # pragma: no cover
     if finite & (nothing | ((peak >= _MIN_PEAK) & (peak <= _MAX_PEAK))):
         goal = target * target
         total = tl.sum(energy.to(tl.float64), axis=0)
-        # S(v) >= total - d_sae v, the energy above v: below this bound too much is left. 0 where all of it fits.
+        # S(v) >= total - d_sae v, because what does not exceed v adds up to no more than d_sae v. So the boundary is at
+        # least (total - goal) / d_sae, which saves half of the halvings; a millionth less, for rounding. 0 where all
+        # of it fits.
         bound = tl.maximum((total - goal) / d_sae * 0.999999, 0.0).to(tl.float32)
         low = bound.to(tl.int32, bitcast=True) - 1
         high = peak
@@ -86,7 +127,7 @@ def _power_of_two(exponent):  # pragma: no cover
 
 @triton.jit
 def _scaled(acts, norms, columns, d_sae, HAS_NORM: tl.constexpr):  # pragma: no cover
-    """a_i ||d_i|| in float64, where a product of two float32 is exact and cannot leave the range."""
+    """Load a_i ||d_i|| in float64, where a product of two float32 is exact and cannot leave the range."""
     scaled = tl.maximum(tl.load(acts + columns, mask=columns < d_sae, other=0.0).to(tl.float64), 0.0)
     if HAS_NORM:
         scaled = scaled * tl.load(norms + columns, mask=columns < d_sae, other=0.0).to(tl.float64)
@@ -114,7 +155,10 @@ def _sum_above(  # pragma: no cover
 def select_wide_row(  # pragma: no cover
     acts, targets, norms, out, done, d_sae, HAS_NORM: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """A row of any length and range in blocks; rescaled by a power of two where squares leave float32's range."""
+    """Decide a row of any length and range in blocks, rescaled by a power of two where squares leave float32's range.
+
+    A row that is not finite is copied as it is.
+    """
     row = tl.program_id(0).to(tl.int64)
     if tl.load(done + row):
         return

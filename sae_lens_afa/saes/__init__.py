@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 # First of all: while another thread imports SAELens and with it the architectures, this one has to wait here, before
 # it begins with them.
 import sae_lens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
-from sae_lens_afa.saes._architectures import register_architectures
-from sae_lens_afa.saes.afa_threshold_sae import (
-    AFAThresholdSAE,
-    AFAThresholdSAEConfig,
-    AFAThresholdTrainingSAE,
-    AFAThresholdTrainingSAEConfig,
-)
-from sae_lens_afa.saes.feature_choice_sae import FeatureChoiceTrainingSAE, FeatureChoiceTrainingSAEConfig
-from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
-from sae_lens_afa.saes.top_afa_sae import (
-    TopAFASAE,
-    TopAFASAEConfig,
-    TopAFATrainingSAE,
-    TopAFATrainingSAEConfig,
-)
+from sae_lens_afa.saes.registration import register_architectures as register_architectures
 
-__all__ = [
-    "AFAThresholdSAE",
-    "AFAThresholdSAEConfig",
-    "AFAThresholdTrainingSAE",
-    "AFAThresholdTrainingSAEConfig",
-    "FeatureChoiceTrainingSAE",
-    "FeatureChoiceTrainingSAEConfig",
-    "MutualChoiceTrainingSAE",
-    "MutualChoiceTrainingSAEConfig",
-    "TopAFASAE",
-    "TopAFASAEConfig",
-    "TopAFATrainingSAE",
-    "TopAFATrainingSAEConfig",
-    "register_architectures",
-]
+if TYPE_CHECKING:
+    from sae_lens_afa.architectures import *
+else:
+    from sae_lens_afa._lazy import lazy_names
+    from sae_lens_afa.architectures import public_classes
+
+    __all__ = ["register_architectures", *(name for names in public_classes().values() for name in names)]
+    __getattr__, __dir__ = lazy_names(globals(), public_classes())

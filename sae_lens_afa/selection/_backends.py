@@ -1,43 +1,31 @@
-"""Which back end of the selection runs where; the compiled ones are imported when they are first asked for."""
+"""The back ends of the selection, and which one runs where."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import cache
-from importlib import import_module
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-Select = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 BACKEND_VARIABLE = "SAE_LENS_AFA_BACKEND"
 
-
-class _Backend(NamedTuple):
-    """A function of rows [rows, d_sae], targets [rows] and decoder norms, and the device types it is for."""
-
-    module: str
-    function: str
-    devices: tuple[str, ...]  # none: every device
-
-
-# Fastest first.
-_BACKENDS = {
-    "numba": _Backend("_numba", "select_compiled", ("cpu",)),
-    "triton": _Backend("_triton", "select_on_gpu", ("cuda",)),
-    "torch": _Backend("_rows", "select_rows", ()),
-}
+# The device each one is for, the fastest first. None: every device.
+_DEVICES = {"numba": "cpu", "triton": "cuda", "torch": None}
 
 
 def available_backends() -> list[str]:
-    """Names of the back ends that can run here, fastest first; "auto" takes the first that is for the device."""
-    return [name for name, backend in _BACKENDS.items() if _has_device(backend) and _function(name) is not None]
+    """Return the names of the back ends that can run here, fastest first; "auto" takes the first for the device.
+
+    Example:
+        >>> from sae_lens_afa.selection import available_backends
+        >>> available_backends()[-1]
+        'torch'
+    """
+    return [name for name, device in _DEVICES.items() if _is_here(device) and _is_installed(name)]
 
 
 def backend_for(device: torch.device, requested: str = "auto") -> str:
-    """Name of the back end for `device`: the one asked for, or with "auto" the environment's or the fastest.
+    """Return the name of the back end for `device`: the one asked for; with "auto" the environment's or the fastest.
 
     Raises:
         ValueError: the one asked for, here or in the environment, is unknown, not installed, or for another device.
@@ -46,49 +34,34 @@ def backend_for(device: torch.device, requested: str = "auto") -> str:
     if requested == "auto":
         source, name = BACKEND_VARIABLE, os.environ.get(BACKEND_VARIABLE, "auto")
     if name == "auto":
-        fitting = (n for n, b in _BACKENDS.items() if not b.devices or device.type in b.devices)
-        return next(n for n in fitting if _function(n) is not None)
+        return next(n for n, of in _DEVICES.items() if of in (None, device.type) and _is_installed(n))
     if name not in available_backends():
         raise ValueError(f"{source} must be 'auto' or one of {available_backends()}, got {name!r}.")
-    if not _is_for(_BACKENDS[name], device.type):
+    on_cpu_after_all = name == "triton" and device.type == "cpu" and _is_interpreted()
+    if _DEVICES[name] not in (None, device.type) and not on_cpu_after_all:
         raise ValueError(
-            f"{source}={name!r} runs on {' and '.join(_BACKENDS[name].devices)}, but acts are on {device.type}:"
-            " use 'auto' or 'torch'."
+            f"{source}={name!r} runs on {_DEVICES[name]}, but acts are on {device.type}: use 'auto' or 'torch'."
         )
     return name
 
 
-def selector(name: str) -> Select:
-    """The function of an available back end."""
-    function = _function(name)
-    assert function is not None
-    return function
-
-
 @cache
-def _function(name: str) -> Select | None:
-    """The back end's function, or None where what it is compiled with cannot be imported."""
-    backend = _BACKENDS[name]
+def _is_installed(name: str) -> bool:
+    """Tell whether the back end's compiler can be imported; imports it."""
     try:
-        return getattr(import_module(f"{__package__}.{backend.module}"), backend.function)
+        if name == "numba":
+            import sae_lens_afa.kernels.select  # pyright: ignore[reportUnusedImport]
+        elif name == "triton":
+            import sae_lens_afa.kernels.select_triton  # noqa: F401  # pyright: ignore[reportUnusedImport]
     except ImportError:
-        return None
+        return False
+    return True
 
 
-def _has_device(backend: _Backend) -> bool:
-    return not backend.devices or any(_is_here(device) for device in backend.devices)
+def _is_here(device: str | None) -> bool:
+    return device != "cuda" or torch.cuda.is_available() or _is_interpreted()
 
 
-def _is_for(backend: _Backend, device_type: str) -> bool:
-    if "cuda" in backend.devices and _interpreted():
-        return device_type in ("cpu", "cuda")
-    return not backend.devices or device_type in backend.devices
-
-
-def _is_here(device_type: str) -> bool:
-    return device_type == "cpu" or torch.cuda.is_available() or _interpreted()
-
-
-def _interpreted() -> bool:
-    """Whether Triton was told to run its kernels on the CPU, in Python: for tests."""
+def _is_interpreted() -> bool:
+    """Tell whether Triton runs its kernels on the CPU, in Python: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -1,7 +1,7 @@
-"""Selection on accelerators: the boundary energy is found by bisection on its float32 bit pattern.
+"""Selection on accelerators by torch alone: the boundary energy is found by bisection on its float32 bit pattern.
 
-Non-negative floats are ordered as their bit patterns are, so 32 halvings find the exact boundary value of
-every row at once: no sort, no host synchronisation, float64 sums throughout.
+A segmented sort is slow there. Non-negative floats are ordered as their bit patterns are, so 32 halvings find the exact
+boundary value of every row at once: no sort, no wait of the host for the device, float64 sums throughout.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-# Peaks a_i ||d_i|| of a row between which float32 squares need no rescaling; see `_sorting`.
+# Peaks a_i ||d_i|| of a row between which float32 squares need no rescaling (see `_sorting`).
 _MIN_PEAK, _MAX_PEAK = 2.0**-20, 2.0**60
 _HALVINGS = 32
 
@@ -20,7 +20,7 @@ def select_by_bisection(
     target_norm: Float[Tensor, " rows"],
     decoder_norm: Float[Tensor, " d_sae"] | None,
 ) -> Float[Tensor, "rows d_sae"]:
-    """Apply the rule of `sae_lens_afa.selection` to each row; `target_norm` is float64."""
+    """Apply `norm_matching_topk` to each row; `target_norm` is float64."""
     out = torch.empty_like(acts, memory_format=torch.contiguous_format)
     norm = None if decoder_norm is None else decoder_norm.detach().double()
     # A sixty-fourth of the rows at a time: the float64 temporaries stay below a fifth of one [rows, d_sae].
@@ -37,7 +37,7 @@ def select_by_bisection(
 
 
 def _mask(scaled: Float[Tensor, "rows d_sae"], target: Float[Tensor, " rows"]) -> Bool[Tensor, "rows d_sae"]:
-    """Which entries are kept, from a_i ||d_i|| in float64 (a product of two float32 is exact there)."""
+    """Mark the entries that are kept, from a_i ||d_i|| in float64 (a product of two float32 is exact there)."""
     peak = scaled.amax(-1)
     fits = (peak >= _MIN_PEAK) & (peak <= _MAX_PEAK)
     exponent = torch.where(fits, 0, torch.frexp(peak).exponent).double()
@@ -64,7 +64,7 @@ def _mask(scaled: Float[Tensor, "rows d_sae"], target: Float[Tensor, " rows"]) -
 
 
 def _boundary(energy: Float[Tensor, "rows d_sae"], goal: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    """The smallest value v with sum of (energy > v) <= goal: an entry of the row, or 0 if all of it fits."""
+    """Find the smallest value v with sum of (energy > v) <= goal: an entry of the row, or 0 if all of it fits."""
     low = torch.full_like(goal, -1, dtype=torch.int32)
     high = energy.amax(-1).view(torch.int32)
     for _ in range(_HALVINGS):

@@ -1,4 +1,4 @@
-"""Selection on CPU: numpy's vectorised sort of a few rows at a time, the crossing found from block sums.
+"""Selection on a CPU without a compiler: numpy's vectorised sort, which is many times torch's.
 
 Rows are taken a few at a time, so that all passes run in cache and the extra memory is a small part of one
 [tokens, d_sae]. Per row: square, sort a copy, sum the sorted energies in blocks (a float64 cumulative sum of
@@ -24,7 +24,7 @@ _MIN_PEAK, _MAX_PEAK = 2.0**-40, 2.0**120
 
 
 class _Cut(NamedTuple):
-    """Where each row is cut: keep `energy > first_left_out`, unless `tied`, where `k` counts what is kept."""
+    """The cut of each row: keep `energy > first_left_out`, and where `tied` the first of those equal to it, `k` in all."""
 
     k: NDArray[np.int64]
     first_left_out: NDArray[np.float32]
@@ -35,12 +35,16 @@ def select_by_sorting(
     acts: Float[Tensor, "rows d_sae"],
     target_norm: Float[Tensor, " rows"],
     decoder_norm: Float[Tensor, " d_sae"] | None,
-) -> Float[Tensor, "rows d_sae"]:
-    """Apply the rule of `sae_lens_afa.selection` to each row of a CPU tensor; `target_norm` is float64."""
+) -> tuple[Float[Tensor, "rows d_sae"], list[int]]:
+    """Apply `norm_matching_topk` to each row of a CPU tensor; `target_norm` is float64, `decoder_norm` float32.
+
+    Returns:
+        What is kept, and the rows that this cannot decide: not finite, or with squares beyond float32's range.
+    """
     n_rows, d_sae = acts.shape
     out = torch.empty_like(acts, memory_format=torch.contiguous_format)
     nothing = acts.new_zeros(())
-    norm = None if decoder_norm is None else decoder_norm.detach().float()
+    undecided: list[int] = []
     # Two buffers of `step` rows: at most an eighth of one [rows, d_sae] float32.
     step = max(1, min(_CHUNK_ELEMENTS // d_sae, n_rows // 16))
     energy = torch.zeros(step, -(-d_sae // _BLOCK) * _BLOCK)  # zero padding sorts to the end and adds nothing
@@ -55,8 +59,8 @@ def select_by_sorting(
         if acts.dtype == torch.float64:  # may be positive and 0 in float32
             highest = rows.amax(-1).numpy()
         e.clamp_(min=0)
-        if norm is not None:
-            e.mul_(norm)
+        if decoder_norm is not None:
+            e.mul_(decoder_norm)
         e.square_()
         np.copyto(ordered, chunk.numpy())
         ordered.sort(axis=-1)
@@ -70,13 +74,16 @@ def select_by_sorting(
             n_equal = cut.k - (e.numpy() > boundary).sum(-1)
             first = torch.from_numpy(equal & (equal.cumsum(-1, dtype=np.int32) <= n_equal[:, None]))
             torch.where(kept | first, rows, nothing, out=out[start : start + step])  # lowest index first
-        for r in np.flatnonzero(~_plain(ordered[:, -1], lowest, highest, target)):
-            out[start + r] = select_wide_range(rows[r], float(target[r]), norm)
-    return out
+        undecided += (start + np.flatnonzero(~_is_plain(ordered[:, -1], lowest, highest, target))).tolist()
+    return out, undecided
 
 
 def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
-    """Find k* of each row from its ascending energies, shape [rows, multiple of the block size]."""
+    """Find k* of each row from its ascending energies, shape [rows, multiple of the block size].
+
+    Two looks instead of one long sum: which block the energy, summed from the largest down, crosses the squared target
+    in, and then at which of its entries.
+    """
     n_rows, width = ordered.shape
     index = np.arange(n_rows)
     blocks = ordered.reshape(n_rows, -1, _BLOCK)
@@ -98,19 +105,19 @@ def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
     return _Cut(k, first_left_out, tied=(first_left_out == last_kept) & (first_left_out > 0))
 
 
-def _plain(
+def _is_plain(
     peak: NDArray[np.float32],
     lowest: NDArray[np.float32],
     highest: NDArray[np.floating[Any]],
     target: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Which rows are finite, with squares within float32's range (or without any positive entry)."""
+    """Tell which rows are finite, with squares within float32's range (or without any positive entry)."""
     in_range = ((peak >= _MIN_PEAK) & (peak <= _MAX_PEAK)) | (highest <= 0)
     return in_range & np.isfinite(lowest) & np.isfinite(target)
 
 
-def select_wide_range(acts: Tensor, target: float, decoder_norm: Tensor | None) -> Tensor:
-    """Select in one row that is not finite, or whose squares leave float32's range, by the rule as it reads."""
+def select_literally(acts: Tensor, target: float, decoder_norm: Tensor | None) -> Tensor:
+    """Select in one row by the rule as it reads, whatever the row's range; one that is not finite stays as it is."""
     a = acts.double().numpy()
     norm = np.ones_like(a) if decoder_norm is None else decoder_norm.double().numpy()
     if not (np.isfinite(a).all() and np.isfinite(norm).all() and np.isfinite(target)):

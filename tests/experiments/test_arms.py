@@ -1,11 +1,11 @@
-"""What is compared: grids as text, and what is refused before anything is trained."""
+"""Arms: grids as text, and what is refused before anything is trained."""
 
 from __future__ import annotations
 
 import pytest
 
 import sae_lens_afa  # noqa: F401  (registers the architectures)
-from sae_lens_afa.experiments.arms import Arm, check_arms
+from sae_lens_afa.experiments.arms import Arm, check_runs
 
 
 def test_an_arm_is_read_from_text():
@@ -22,7 +22,7 @@ def test_whole_numbers_are_integers_as_topk_needs_them():
 
 @pytest.mark.parametrize("text", ["topk", "topk:", "topk:k", "topk:k=", "topk:k=a", "topk:k=4;x", ":k=4", "x=:k=4"])
 def test_other_text_is_refused_with_the_form_that_is_expected(text):
-    with pytest.raises(ValueError, match=r"--grid .*expected ARCHITECTURE:FIELD=VALUE"):
+    with pytest.raises(ValueError, match=r"^arms .*expected ARCHITECTURE:FIELD=VALUE"):
         Arm.parse(text)
 
 
@@ -39,4 +39,4 @@ def test_other_text_is_refused_with_the_form_that_is_expected(text):
 )
 def test_what_cannot_be_trained_is_refused_first(arm, message):
     with pytest.raises(ValueError, match=message):
-        check_arms([arm], 8, 16)
+        check_runs(arm.runs(), 8, 16)

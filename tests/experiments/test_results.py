@@ -16,16 +16,16 @@ SETTINGS = {"sweep": "x", "training": {"steps": 5}, "arms": ["a", "b"], "worlds"
 GROWING = ("arms", "worlds")
 
 
-def row(stream: str = "flat", seed: int = 0, k: float = 3, **figures: float) -> dict:
+def row(stream: str = "flat", seed: int = 0, k: float = 3, **metrics: float) -> dict:
     run = Run("topk", "topk", "k", k)
-    return {**identity(stream, seed, run), "status": "ok", **figures}
+    return {**identity(stream, seed, run), "status": "ok", **metrics}
 
 
 def test_runs_are_kept_with_their_versions_and_nan_is_null(tmp_path):
     folder = ResultFolder(tmp_path / "out", SETTINGS)
-    folder.write("b", [row(l0=math.nan)])
+    folder.write("b", [row(l0_mean=math.nan)])
     again = ResultFolder(tmp_path / "out", SETTINGS)
-    assert again.finished() == {key_of(row()): row(l0=None)}
+    assert again.finished() == {key_of(row()): row(l0_mean=None)}
     (made_with,) = again.versions([key_of(row())])
     assert {"python", "sae-lens-afa", "sae-lens", "torch"} <= set(made_with)
     assert again.versions([key_of(row(seed=1))]) == []
@@ -85,6 +85,13 @@ def test_a_sweep_may_grow(tmp_path):
         ResultFolder(tmp_path, {**SETTINGS, "worlds": {"round": {"width": 8}}}, GROWING)
 
 
+def test_a_folder_of_an_older_version_is_refused_in_one_line(tmp_path):
+    (tmp_path / "settings.json").write_text(json.dumps({"format": 2, **SETTINGS}))
+    with pytest.raises(ValueError, match="written by a version that named metrics in another way") as error:
+        ResultFolder(tmp_path, SETTINGS)
+    assert "\n" not in str(error.value)
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     for path in (tmp_path, tmp_path / "thesis.tex"):
@@ -104,6 +111,6 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_write_that_fails_leaves_nothing(tmp_path):
     folder = ResultFolder(tmp_path, SETTINGS)
     with pytest.raises(TypeError):
-        folder.write("a", [{"l0": object()}])
+        folder.write("a", [{"l0_mean": object()}])
     assert json.loads((tmp_path / "settings.json").read_text())["sweep"] == "x"
     assert list((tmp_path / "runs").iterdir()) == []

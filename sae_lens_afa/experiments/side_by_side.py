@@ -1,9 +1,9 @@
-"""Several SAEs trained side by side on one stream of activations, each by SAELens' own trainer."""
+"""SAEs trained side by side on one stream of activations, each by SAELens' own trainer."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -15,7 +15,7 @@ from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_lens_afa.experiments.arms import Arm, Run
+from sae_lens_afa.experiments.arms import Run
 
 # Looking at a loss waits for the device, so it is not done every step.
 _CHECK_EVERY = 50
@@ -23,7 +23,7 @@ _CHECK_EVERY = 50
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """How every SAE of a sweep is trained: equal steps on equal data.
+    """Settings by which every SAE of a sweep is trained: equal steps on equal data.
 
     Attributes:
         steps, batch_size: Training steps and tokens of each.
@@ -51,11 +51,11 @@ class Training:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return it as JSON has it."""
         return asdict(self)
 
     def with_steps(self, steps: int) -> Training:
-        """The same with more or fewer steps: warm-up, decay and dead-latent window in proportion."""
+        """Return it with more or fewer steps: warm-up, decay and dead-latent window in proportion."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}.")
         names = ("lr_warm_up_steps", "lr_decay_steps", "dead_feature_window")
@@ -63,7 +63,7 @@ class Training:
         return replace(self, steps=steps, **{**scaled, "dead_feature_window": max(1, scaled["dead_feature_window"])})
 
     def trainer_config(self, device: str) -> SAETrainerConfig:
-        """The configuration of SAELens' trainer."""
+        """Return the configuration of SAELens' trainer."""
         return SAETrainerConfig(
             n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False,
             total_training_samples=self.steps * self.batch_size, train_batch_size_samples=self.batch_size,
@@ -73,13 +73,6 @@ class Training:
             feature_sampling_window=max(2 * self.dead_feature_window, 1000), n_batches_for_norm_estimate=1,
             logger=LoggingConfig(log_to_wandb=False),
         )  # fmt: skip
-
-
-def resized(arms: Sequence[Arm], training: Training, steps: int | None) -> tuple[tuple[Arm, ...], Training]:
-    """Arms and training for another number of steps: all that is counted in steps in proportion."""
-    if steps is None:
-        return tuple(arms), training
-    return tuple(arm.with_steps(steps, training.steps) for arm in arms), training.with_steps(steps)
 
 
 @dataclass
@@ -96,7 +89,7 @@ class Trained:
 
 
 def own_generator(use: str, seed: int) -> torch.Generator:
-    """A generator for one use of a run's seed: weights and data of one seed are not the same numbers."""
+    """Return a generator for one use of a run's seed: weights and data of one seed are not the same numbers."""
     return torch.Generator().manual_seed(zlib.crc32(f"{use} {seed}".encode()))
 
 
@@ -119,7 +112,7 @@ class OwnRandom:
 
 
 def build(run: Run, d_in: int, d_sae: int, seed: int, device: str) -> TrainingSAE[Any]:
-    """An untrained SAE; its first weights depend on the run and the seed only."""
+    """Return an untrained SAE; its first weights depend on the run and the seed only."""
     with OwnRandom("weights", seed)():
         return get_sae_training_class(run.architecture)[0](run.sae_config(d_in, d_sae, device))
 
@@ -170,7 +163,7 @@ def train_together(
 
 
 def _step(trainer: SAETrainer[Any, Any], batch: Tensor, step: int) -> str:
-    """One step; what went wrong, if something did."""
+    """Take one step; return what went wrong, if something did."""
     try:
         trainer.maybe_reset_sparsity()
         output = trainer.step(batch)

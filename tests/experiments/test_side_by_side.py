@@ -9,7 +9,7 @@ import torch
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 
 from sae_lens_afa.experiments.arms import Run
-from sae_lens_afa.experiments.training import OwnRandom, Training, build, own_generator, train_together
+from sae_lens_afa.experiments.side_by_side import OwnRandom, Training, build, own_generator, train_together
 
 RUNS = [
     Run("topk", "topk", "k", 3),

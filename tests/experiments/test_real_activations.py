@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
 from sae_lens_afa.experiments import Arm, activations_sweep, run_sweep
-from sae_lens_afa.experiments.activation_file import read_activations, shuffled_batches
+from sae_lens_afa.experiments.activation_file import read_matrix, shuffled_batches
 from sae_lens_afa.experiments.measures import standardised
 
 
@@ -24,7 +24,7 @@ def files(tmp_path):
 
 def test_a_file_is_compared_and_the_report_says_how(files, tmp_path):
     sweep = activations_sweep(*files, preset="tiny")
-    assert sweep.d_sae == 48
+    assert sweep.latents == 48
     assert run_sweep(sweep, tmp_path / "out", progress=False, max_groups=1) is None
     result = run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out", progress=False)
     whole = run_sweep(sweep, tmp_path / "whole", progress=False)
@@ -34,7 +34,7 @@ def test_a_file_is_compared_and_the_report_says_how(files, tmp_path):
     assert len(table) == 4
     assert set(table["status"]) == {"ok"}
     text = (tmp_path / "out" / "report.md").read_text()
-    for part in ("300 tokens of width 12", "100 to judge on", "48 latents", "L0 <= 3", "l0_explained_variance.png"):
+    for part in ("300 tokens of width 12", "100 to judge on", "48 latents", "L0 <= 3", "l0_explained_variance_raw.png"):
         assert part in text
 
 
@@ -49,8 +49,9 @@ def test_the_bundled_model_gives_cross_entropy_too(tmp_path):
     result = run_sweep(activations_sweep(preset="tiny"), tmp_path / "out", progress=False)
     table = pd.read_csv(tmp_path / "out" / "runs.csv")
     assert len(table) == 4
-    assert table[["explained_variance", "ce", "ce_with_sae", "ce_ablated", "ce_score"]].notna().all().all()
-    assert {file.name for file in result.files} >= {"l0_explained_variance.png", "l0_ce_with_sae.png"}
+    losses = ["ce_loss_without_sae", "ce_loss_with_sae", "ce_loss_with_ablation", "ce_loss_score"]
+    assert table[["explained_variance", *losses]].notna().all().all()
+    assert {file.name for file in result.files} >= {"l0_explained_variance.png", "l0_ce_loss_with_sae.png"}
 
 
 def test_batches_are_epochs_in_another_order_each():
@@ -67,14 +68,14 @@ def test_batches_are_epochs_in_another_order_each():
 
 def test_a_file_is_read_in_float32_and_standardised(files):
     save_file({"x": torch.ones(4, 12, dtype=torch.bfloat16)}, files[0])
-    assert read_activations(files[0], "--activations").dtype == torch.float32
-    sweep = activations_sweep(files[1], files[0], preset="tiny")
-    torch.testing.assert_close(sweep.train, standardised(read_activations(files[1], "--test")))
+    assert read_matrix(files[0], "activations").dtype == torch.float32
+    sweep = activations_sweep(*files[::-1], preset="tiny")
+    torch.testing.assert_close(sweep.data.train, standardised(read_matrix(files[1], "test")))
 
 
 def test_raw_activations_stay_as_they_are(files, tmp_path):
     sweep = activations_sweep(*files, preset="tiny", raw=True)
-    assert torch.equal(sweep.test, read_activations(files[1], "--test"))
+    assert torch.equal(sweep.data.test, read_matrix(files[1], "test"))
     run_sweep(sweep, tmp_path / "out", progress=False)
     assert "as the files have them" in (tmp_path / "out" / "report.md").read_text()
     with pytest.raises(ValueError, match="raw is true there and false here"):
@@ -83,33 +84,49 @@ def test_raw_activations_stay_as_they_are(files, tmp_path):
         activations_sweep(preset="tiny", raw=True)
 
 
+def test_arms_are_compared_in_the_space_of_the_file(files, tmp_path):
+    arms = [Arm("standard", "l1_coefficient", (0.1,), {"normalize_activations": "layer_norm"})]
+    (row,) = run_sweep(activations_sweep(*files, preset="tiny", raw=True, arms=arms, seeds=[0]), tmp_path / "out").rows
+    test = read_matrix(files[1], "test")
+    # mse is of the file's numbers, and so is the explained variance that goes with it.
+    expected = 1 - row["mse"] * test.numel() / (test - test.mean(0)).square().sum().item()
+    assert row["explained_variance_raw"] == pytest.approx(expected, rel=1e-4)
+    assert row["explained_variance"] != pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"a": torch.ones(300, 13)}, "13 wide and test activations 12"),
         ({"a": torch.full((300, 12), torch.nan)}, "300 tokens with NaN or infinity, the first at 0"),
-        ({"a": torch.ones(12)}, r"--activations .*shape \[12\], expected \[tokens, d_in\]"),
+        ({"a": torch.ones(12)}, r"^activations .*shape \[12\], expected \[tokens, d_in\]"),
+        ({"a": torch.ones(0, 12)}, r"^activations .*expected \[tokens, d_in\]"),
         ({"a": torch.ones(20, 12)}, "20 tokens are fewer than a batch of 64"),
-        ({"a": torch.ones(2, 12), "b": torch.ones(2, 12)}, "--activations .* must hold one tensor"),
+        ({"a": torch.ones(2, 12), "b": torch.ones(2, 12)}, "^activations .* must hold one tensor"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_first(files, content, message):
+def test_a_file_that_will_not_do_is_refused_before_anything_is_written(files, tmp_path, content, message):
     save_file(content, files[0])
     with pytest.raises(ValueError, match=message):
-        activations_sweep(*files, preset="tiny")
+        run_sweep(activations_sweep(*files, preset="tiny"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
-def test_other_mistakes_are_said_first(files, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"--test .*none\.safetensors is not a file"):
-        activations_sweep(files[0], tmp_path / "none.safetensors", preset="tiny")
+def test_other_mistakes_are_refused_before_anything_is_written(files, tmp_path):
+    def run(*given, **options):
+        run_sweep(activations_sweep(*given, **{"preset": "tiny", **options}), tmp_path / "out")
+
+    with pytest.raises(FileNotFoundError, match=r"^test .*none\.safetensors is not a file"):
+        run(files[0], tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="are the same file"):
-        activations_sweep(files[0], files[0], preset="tiny")
-    with pytest.raises(ValueError, match="give both --activations and --test"):
-        activations_sweep(files[0], preset="tiny")
+        run(files[0], files[0])
+    with pytest.raises(ValueError, match="give activations and test"):
+        run(files[0])
     with pytest.raises(ValueError, match="unknown preset 'x'; there are quick, full, tiny"):
-        activations_sweep(preset="x")
+        run(preset="x")
     with pytest.raises(ValueError, match="unknown architecture 'x'"):
-        activations_sweep(*files, preset="tiny", arms=[Arm("x", "k", (1,))])
+        run(*files, arms=[Arm("x", "k", (1,))])
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_command(files, tmp_path):

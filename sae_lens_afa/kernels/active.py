@@ -1,7 +1,8 @@
 """Machine code for codes with few active features: their list, and the gradients of a training step.
 
 A batch of codes [tokens, d_sae] is listed by token (for decoding) and by feature (for gradients, so that each row
-of a weight is read and written once). All loops over d_in run at vector speed on rows that lie in cache.
+of a weight is read and written once, however many tokens it is active on). All loops over d_in run at vector speed on
+rows that lie in cache.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _TILE = 16
 
 @compiled
 def count_active(codes: Array, counts: Array) -> None:  # pragma: no cover
-    """Number of non-zero entries of each row, NaN among them."""
+    """Count the non-zero entries of each row, NaN among them."""
     for r in range(len(codes)):
         row, n = codes[r], np.int32(0)
         for i in range(len(row)):
@@ -29,7 +30,7 @@ def count_active(codes: Array, counts: Array) -> None:  # pragma: no cover
 
 @compiled
 def list_by_token(codes: Array, offsets: Array, features: Array, values: Array) -> None:  # pragma: no cover
-    """The non-zero entries of row r at offsets[r] and on, by rising feature."""
+    """Write the non-zero entries of row r to offsets[r] and on, by rising feature."""
     for r in range(len(codes)):
         row, n = codes[r], offsets[r]
         for i in range(len(row)):
@@ -43,7 +44,8 @@ def list_by_token(codes: Array, offsets: Array, features: Array, values: Array) 
 def list_by_feature(  # pragma: no cover
     offsets: Array, features: Array, values: Array, feature_offsets: Array, tokens: Array, token_values: Array
 ) -> None:
-    """The same entries ordered by feature, then by token; `feature_offsets` has d_sae + 1 entries, all 0."""
+    """Order the entries by feature, then by token; `feature_offsets` has d_sae + 1 entries, all 0 to begin with."""
+    # Counting sort: count each feature's entries, sum the counts to the places where features begin, fill the places.
     for i in range(len(features)):
         feature_offsets[features[i] + 1] += 1
     for j in range(1, len(feature_offsets)):
@@ -59,7 +61,7 @@ def list_by_feature(  # pragma: no cover
 
 @compiled_fused
 def dot(a: Array, b: Array) -> Any:  # pragma: no cover
-    """Sum of the products."""
+    """Add up the products."""
     result = a.dtype.type(0)
     for i in range(len(a)):
         result += a[i] * b[i]
@@ -68,7 +70,7 @@ def dot(a: Array, b: Array) -> Any:  # pragma: no cover
 
 @compiled_fused
 def add_scaled(to: Array, factor: Any, row: Array) -> None:  # pragma: no cover
-    """to += factor * row."""
+    """Add factor * row to `to`, in place."""
     for i in range(len(to)):
         to[i] += factor * row[i]
 
@@ -87,11 +89,14 @@ def gradients(  # pragma: no cover
     grad_W_enc: Array,
     grad_sums: Array,
 ) -> None:
-    """For the features from `first` on, as many as there are offsets: overwrite their part of the last three.
+    """Compute the gradients of the features from `first` on, as many as there are offsets, into the last three.
 
     These are the gradients of W_dec [d_sae, d_in], W_enc [d_in, d_sae] and of the pre-activations' sums over tokens.
     `grad_acts` [tokens, d_sae] is what comes to the activations beside the decoder's gradient, or is empty.
     """
+    # A feature's gradients are sums over the tokens on which it is active, of rows of length d_in: of the residual's
+    # gradient for its row of W_dec, of the input for its column of W_enc. A column would be written one entry in d_sae
+    # at a time; so columns are first gathered as rows of a tile, and a tile is written out transposed.
     d_in, last = x.shape[1], first + len(feature_offsets) - 1
     tile = np.empty((_TILE, d_in), x.dtype)
     for start in range(first, last, _TILE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +12,27 @@ from sae_lens.saes.sae import TrainingSAE
 from typing_extensions import override
 
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
-from sae_lens_afa.experiments.arms import Arm, Run, check_arms
-from sae_lens_afa.experiments.measures import afa_figures, inference_sae, reconstruction_figures, standardised
-from sae_lens_afa.experiments.report import Plot
-from sae_lens_afa.experiments.rows import check_seeds, measured_row, training_note
+from sae_lens_afa.experiments.arms import Run, check_runs, without_normalisation
+from sae_lens_afa.experiments.measures import inference_sae, measure, standardised
+from sae_lens_afa.experiments.rows import measured_row, training_note
+from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Group, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Group, Plot, Sweep
 from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
-from sae_lens_afa.experiments.training import Training, build, train_together
-from sae_lens_afa.loading.models import check_device
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
-_KEY_FIGURES = (
-    "l0", "mse", "explained_variance", "ce_with_sae", "ce_score", "dead_latents", "norm_ratio", "epsilon_lbo",
-    "mdl_bits",
-)  # fmt: skip
 _CE_PROMPTS = 8
-CE_PLOT = Plot("ce_with_sae", "cross-entropy with SAE (line: without)", reference="ce")
-
-
-def without_normalisation(arms: Sequence[Arm]) -> tuple[Arm, ...]:
-    """The arms for activations that are standardised before they reach the SAE."""
-    return tuple(replace(arm, settings={"normalize_activations": "none", **arm.settings}) for arm in arms)
+CE_PLOT = Plot("ce_loss_with_sae", "cross-entropy with SAE (line: without)", reference="ce_loss_without_sae")
 
 
 def sparse_limit(d_in: int) -> int:
-    """L0 up to which a code counts as sparse in the second table of the best: a quarter of the dimensions."""
+    """Return the L0 up to which a report counts a code as sparse: a quarter of the dimensions."""
     return d_in // 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LanguageModelSweep(Sweep):
     """SAEs at hooks of a language model; those of a group share one forward pass.
 
@@ -51,51 +40,51 @@ class LanguageModelSweep(Sweep):
     judged in it. SAELens' TopK cannot be trained with "layer_norm" itself: it raises once a latent is dead.
 
     Attributes:
-        title: Of the report.
         source: Model and text.
         hooks: Hook points by the names they have in tables.
         d_in, d_sae: Widths.
-        arms, training, seeds: What is compared, and how.
         test_tokens: Held-out tokens on which the SAEs are judged.
         ce_tokens: Of these, those on which the model's cross-entropy is measured.
-        saes_per_group: Most SAEs that are trained side by side; a kill loses what is in work.
-        device: Of model and SAEs.
+        saes_per_group: Most SAEs that are trained side by side, all of a seed if None; a kill loses what is in work.
     """
 
-    title: str
     source: TextSource
     hooks: Mapping[str, str]
     d_in: int
     d_sae: int
-    arms: tuple[Arm, ...]
-    training: Training
-    seeds: tuple[int, ...]
     test_tokens: int
     ce_tokens: int
-    saes_per_group: int
-    device: str = "cpu"
+    saes_per_group: int | None = None
 
     growing = ("hooks", "arms", "seeds", "saes_per_group")
     plots = (Plot("mse", "mean squared error, standardised"), CE_PLOT)
-    key_figures = _KEY_FIGURES
+    key_metrics = (
+        "l0_mean", "explained_variance", "mse", "ce_loss_with_sae", "ce_loss_score", "dead_latents",
+        "norm_ratio_median",
+    )  # fmt: skip
 
+    @override
     def __post_init__(self) -> None:
-        check_arms(self.arms, self.d_in, self.d_sae)
-        check_seeds(self.seeds)
+        super().__post_init__()
+        check_runs(self.runs(), self.d_in, self.d_sae)
         if not self.hooks:
             raise ValueError("hooks must name at least one hook point.")
         for name in ("test_tokens", "ce_tokens", "saes_per_group"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        check_device(self.device)
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
 
-    @property
     @override
-    def criteria(self) -> Sequence[Criterion]:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def runs(self) -> list[Run]:
+        return without_normalisation(super().runs())
+
+    @override
+    def criteria(self) -> Sequence[Criterion]:
+        limit = sparse_limit(self.d_in)
         return (
             Criterion("mse", "MSE", False),
-            Criterion("mse", "MSE", False, max_l0=sparse_limit(self.d_in)),
-            Criterion("ce_with_sae", "cross-entropy with the SAE", False, max_l0=sparse_limit(self.d_in)),
+            Criterion("mse", "MSE", False, max_l0=limit),
+            Criterion("ce_loss_with_sae", "cross-entropy with the SAE", False, max_l0=limit),
         )
 
     @override
@@ -111,9 +100,8 @@ class LanguageModelSweep(Sweep):
 
     @override
     def groups(self) -> list[Group]:
-        runs = [run for arm in self.arms for run in arm.runs()]
-        members = [(layer, run) for run in runs for layer in self.hooks]
-        size = self.saes_per_group
+        members = [(layer, run) for run in self.runs() for layer in self.hooks]
+        size = self.saes_per_group or len(members)
         parts = [members[i : i + size] for i in range(0, len(members), size)]
         return [Group(f"seed{seed}-part{i}", seed, part) for seed in self.seeds for i, part in enumerate(parts)]
 
@@ -139,27 +127,19 @@ class LanguageModelSweep(Sweep):
                 raise ValueError(f"d_in is {self.d_in}, but activations at {hook} are {width} wide: set d_in={width}.")
 
     def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
-        activations = standardised(test.activations[hook])
-        sae = inference_sae(trained, device=self.device)
-        figures = {**reconstruction_figures(sae, activations), **afa_figures(sae, activations)}
-        return {**figures, **self._cross_entropy(trained, hook, model, test)}
+        metrics = measure(inference_sae(trained, device=self.device), standardised(test.activations[hook]))
+        return {**metrics, **self._cross_entropy(trained, hook, model, test)}
 
     @torch.no_grad()
     def _cross_entropy(
         self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut
-    ) -> dict[str, Any]:
+    ) -> dict[str, float | None]:
         sae = inference_sae(trained, standardise=True, device=self.device)
         losses = CrossEntropy(sae, model, hook, None, {})
         prompts = test.prompts[: -(-self.ce_tokens // self.source.context_size)]
         for part in prompts.split(_CE_PROMPTS):
             losses.add(part)
-        figures = losses.metrics()
-        return {
-            "ce": figures["ce_loss_without_sae"],
-            "ce_with_sae": figures["ce_loss_with_sae"],
-            "ce_ablated": figures["ce_loss_with_ablation"],
-            "ce_score": figures["ce_loss_score"],
-        }
+        return losses.metrics()
 
     @override
     def notes(self) -> list[str]:
@@ -169,7 +149,7 @@ class LanguageModelSweep(Sweep):
             f" d_in {self.d_in}, d_sae {self.d_sae}; hooks " + ", ".join(f"`{hook}`" for hook in self.hooks.values()),
             training_note(self.training),
             "Activations are standardised token by token (SAELens' layer_norm); MSE is the mean over tokens and"
-            " dimensions in that space, explained variance and AFA figures are in it too. Cross-entropy is in nats per"
+            " dimensions in that space, explained variance and AFA metrics are in it too. Cross-entropy is in nats per"
             " token with the reconstruction in place, put back into the model's own scale.",
             f"A code with L0 > d_in = {self.d_in} is not sparse: a dense code is exact there, and the lowest MSE"
             " of a grid is that of its densest code. MDL counts the code alone, not what it leaves out.",
@@ -179,7 +159,7 @@ class LanguageModelSweep(Sweep):
 
 @lru_cache(maxsize=1)
 def loaded(source: TextSource, hooks: tuple[str, ...], tokens: int, device: str) -> tuple[Any, Any, HeldOut]:
-    """Model, text to train on and held-out activations: the same for every group."""
+    """Return model, text to train on and held-out activations: the same for every group."""
     model = source.load_model(device)
     train_text, test_text = source.datasets()
     return model, train_text, held_out(source, model, test_text, hooks, tokens, device)

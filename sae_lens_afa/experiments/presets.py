@@ -1,0 +1,67 @@
+"""The grids that presets compare, and a preset with some of its fields changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from sae_lens_afa.architectures import ARCHITECTURES, Grid
+from sae_lens_afa.experiments.arms import Arm
+from sae_lens_afa.experiments.sweep import Sweep
+
+S = TypeVar("S", bound=Sweep)
+
+# SAELens' own architectures; those of this package are in `architectures.py`.
+_SAELENS_GRIDS: Mapping[str, Mapping[str, Grid]] = {
+    "ground-truth": {
+        "standard": Grid("l1_coefficient", (0.1,), (0.03, 0.1, 0.3, 1.0)),
+        "topk": Grid("k", (3, 6), (2, 3, 4, 6, 8)),
+        "batchtopk": Grid("k", (3,), (3, 4, 6, 8)),
+        "jumprelu": Grid("l0_coefficient", (0.1,), (0.01, 0.03, 0.1, 0.3, 1.0)),
+    },
+    "activations": {
+        "standard": Grid("l1_coefficient", (1.0, 3.0), (0.3, 1.0, 3.0, 10.0)),
+        "topk": Grid("k", (8, 32), (4, 8, 16, 32, 64)),
+        "batchtopk": Grid("k", (8, 32), (4, 8, 16, 32, 64)),
+        "jumprelu": Grid("l0_coefficient", (1.0,), (0.3, 1.0, 3.0, 10.0)),
+    },
+}
+
+
+def preset_arms(sweep: str, size: Literal["quick", "full"], phase: int) -> tuple[Arm, ...]:
+    """Return the arms of a preset: those of SAELens, then those of this package.
+
+    Args:
+        sweep: "ground-truth" or "activations".
+        size: The preset whose values are taken.
+        phase: The step at which Feature Choice, Mutual Choice until then, fits its Zipf law, and at which a threshold
+            has risen.
+    """
+    grids = list(_SAELENS_GRIDS[sweep].items())
+    grids += [(entry.name, grid) for entry in ARCHITECTURES for grid in entry.grids.get(sweep, ())]
+    return tuple(
+        Arm(
+            name, grid.hyperparameter, grid.quick if size == "quick" else grid.full,
+            {**grid.settings, **({grid.phase: phase} if grid.phase else {})}, grid.label,
+        )
+        for name, grid in grids
+    )  # fmt: skip
+
+
+def changed(presets: Mapping[str, S], preset: str, steps: int | None, **changes: Any) -> S:
+    """Return a preset with other fields.
+
+    Args:
+        presets: Sweeps by name.
+        preset: The name of one.
+        steps: Training steps; all that the preset counts in steps changes in proportion. None leaves them.
+        changes: Fields; None and () leave the preset's value.
+
+    Raises:
+        ValueError: an unknown preset, or a value that the sweep refuses.
+    """
+    if preset not in presets:
+        raise ValueError(f"unknown preset {preset!r}; there are {', '.join(presets)}.")
+    sweep = presets[preset] if steps is None else presets[preset].with_steps(steps)
+    return replace(sweep, **{name: value for name, value in changes.items() if value is not None and value != ()})

@@ -1,0 +1,116 @@
+"""The comparison on real activations: of a file, or of the bundled model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_lens_afa.experiments.arms import Arm
+from sae_lens_afa.experiments.file_sweep import ActivationsSweep
+from sae_lens_afa.experiments.model_sweep import CE_PLOT, LanguageModelSweep
+from sae_lens_afa.experiments.presets import changed, preset_arms
+from sae_lens_afa.experiments.side_by_side import Training
+from sae_lens_afa.experiments.sweep import Plot, Sweep
+from sae_lens_afa.experiments.text_source import TextSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoActivationsSweep(LanguageModelSweep):
+    """SAEs on a layer of the bundled model; explained variance and cross-entropy are drawn."""
+
+    title: str = "SAEs on activations of the bundled model"
+    source: TextSource = field(default_factory=TextSource)
+    hooks: dict[str, str] = field(default_factory=lambda: {"layer 2": "blocks.2.hook_resid_pre"})
+    d_in: int = 192
+    d_sae: int = 768
+
+    plots = (Plot("explained_variance", "1 - explained variance", complement=True), CE_PLOT)
+    key_metrics = (
+        "l0_mean", "explained_variance", "ce_loss_with_sae", "ce_loss_score", "dead_latents", "shrinkage",
+        "norm_ratio_median",
+    )  # fmt: skip
+
+
+PRESETS = {
+    "quick": DemoActivationsSweep(
+        arms=preset_arms("activations", "quick", phase=120),
+        training=Training(
+            steps=300, batch_size=256, lr=1e-3, dead_feature_window=20, lr_warm_up_steps=15, lr_decay_steps=60
+        ),
+        seeds=(0, 1, 2),
+        test_tokens=16_384,
+        ce_tokens=4096,
+    ),
+    "full": DemoActivationsSweep(
+        arms=preset_arms("activations", "full", phase=480),
+        training=Training(
+            steps=1200, batch_size=512, lr=1e-3, dead_feature_window=60, lr_warm_up_steps=60, lr_decay_steps=300
+        ),
+        seeds=(0, 1, 2),
+        test_tokens=32_768,
+        ce_tokens=16_384,
+    ),
+    "tiny": DemoActivationsSweep(
+        arms=(Arm("topk", "k", (4,)), Arm("mutual_choice", "k", (4,))),
+        training=Training(steps=6, batch_size=64, lr=1e-3, dead_feature_window=2),
+        seeds=(0, 1),
+        source=TextSource(context_size=32),
+        test_tokens=256,
+        ce_tokens=64,
+    ),
+}
+
+
+def activations_sweep(
+    activations: str | Path | None = None,
+    test: str | Path | None = None,
+    *,
+    preset: str = "quick",
+    d_sae: int | None = None,
+    arms: Sequence[Arm] = (),
+    seeds: Sequence[int] = (),
+    steps: int | None = None,
+    raw: bool = False,
+    device: str = "cpu",
+) -> Sweep:
+    """Return a sweep over the activations of a file, or of the bundled model where no file is given.
+
+    Args:
+        activations, test: .safetensors files of one tensor [tokens, d_in] each: to train on, to judge on. They are
+            read when the sweep is run; examples/activations_of_a_model.py writes such files.
+        preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
+        d_sae: Latents; four times d_in if None.
+        arms, seeds: In place of the preset's, where given.
+        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
+        raw: Of a file: not standardised, see `ActivationsSweep`.
+        device: Of model and SAEs.
+
+    Raises:
+        ValueError: a preset, architecture or setting that will not do; nothing has been trained then.
+
+    Example:
+        >>> from sae_lens_afa.experiments import Arm, activations_sweep
+        >>> arms = [Arm.parse("topk:k=8,16"), Arm.parse("afa_threshold:threshold_scale=0.85")]
+        >>> sweep = activations_sweep("train.safetensors", "test.safetensors", arms=arms, seeds=[0])
+        >>> [run.name for run in sweep.runs()]
+        ['topk k=8', 'topk k=16', 'afa_threshold threshold_scale=0.85']
+        >>> activations_sweep(preset="full").title
+        'SAEs on activations of the bundled model'
+    """
+    changes: dict[str, Any] = {"d_sae": d_sae, "arms": tuple(arms), "seeds": tuple(seeds), "device": device}
+    if activations is None and test is None:
+        if raw:
+            raise ValueError("raw is for the activations of a file: give activations and test with it.")
+        return changed(PRESETS, preset, steps, **changes)
+    if activations is None or test is None:
+        raise ValueError("give activations and test, or neither of them for the bundled model.")
+    files = {
+        name: ActivationsSweep(
+            train_file=Path(activations), test_file=Path(test), arms=sweep.arms, training=sweep.training,
+            seeds=sweep.seeds,
+        )
+        for name, sweep in PRESETS.items()
+    }  # fmt: skip
+    return changed(files, preset, steps, raw=raw, **changes)
