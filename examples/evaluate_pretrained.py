@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from sae_lens_afa.evals.command import EvalRequest, eval_command
+from sae_lens_afa.hub import load_saes
+from sae_lens_afa.reports import check_evaluation, evaluate_saes
 
 RELEASE = "gpt2-small-res-jb"
 
@@ -28,23 +29,22 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    report = eval_command(
-        EvalRequest(
-            output=args.output,
-            release=RELEASE,
-            sae_id=[f"blocks.{layer}.hook_resid_pre" for layer in args.layers],
-            dataset=args.dataset,
-            context_size=128,
-            positions=[-1],
-            tokens=args.prompts,
-            device=args.device,
-            overwrite=args.overwrite,
-        )
+    check_evaluation(args.output, tokens=args.prompts, device=args.device, overwrite=args.overwrite)
+    saes = load_saes((), RELEASE, [f"blocks.{layer}.hook_resid_pre" for layer in args.layers], args.device)
+    report = evaluate_saes(
+        saes,
+        args.output,
+        dataset=args.dataset,
+        context_size=128,
+        positions=[-1],
+        tokens=args.prompts,
+        device=args.device,
+        overwrite=args.overwrite,
     )
     print(f"{report}\n")
-    for figure in ("epsilon_lbo_median", "nmse_median"):
-        medians = {name: result.to_dict()[figure] or 0.0 for name, result in report.results.items()}
-        print(f"{figure}: best {min(medians, key=medians.__getitem__)}, worst {max(medians, key=medians.__getitem__)}")
+    for metric in ("epsilon_lbo_median", "nmse_median"):
+        medians = {name: result.to_dict()[metric] or 0.0 for name, result in report.results.items()}
+        print(f"{metric}: best {min(medians, key=medians.__getitem__)}, worst {max(medians, key=medians.__getitem__)}")
     print("\n".join(["written:", *(f"  {path}" for path in report.files)]))
 
 
