@@ -17,6 +17,7 @@ from sae_lens_afa.hub import load_saes
 from sae_lens_afa.reports import check_evaluation, evaluate_saes
 
 RELEASE = "gpt2-small-res-jb"
+CONTEXT = 128
 
 
 def main() -> None:
@@ -29,13 +30,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--overwrite", action="store_true")
     args = parser.parse_args()
-    check_evaluation(args.output, tokens=args.prompts, device=args.device, overwrite=args.overwrite)
-    saes = load_saes((), RELEASE, [f"blocks.{layer}.hook_resid_pre" for layer in args.layers], args.device)
+    check_evaluation(
+        args.output, tokens=args.prompts, context_size=CONTEXT, device=args.device, overwrite=args.overwrite
+    )
+    saes = load_saes([], RELEASE, [f"blocks.{layer}.hook_resid_pre" for layer in args.layers], args.device)
     report = evaluate_saes(
         saes,
         args.output,
         dataset=args.dataset,
-        context_size=128,
+        context_size=CONTEXT,
         positions=[-1],
         tokens=args.prompts,
         device=args.device,
