@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,8 +12,8 @@ import torch
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from safetensors.torch import load_file
-from test_training import HOOK, runner_config
 
+from runs import HOOK, runner_config
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import (
     InterruptibleTrainingRunner,
@@ -146,11 +147,18 @@ def test_a_model_folder_is_loaded_as_hooked_transformer(tmp_path, dataset):
 # ---- checks before training
 
 
-@pytest.fixture
-def checkpoint(tmp_path, model, dataset) -> Path:
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory, model, dataset) -> Path:
+    cfg = runner_config(tmp_path_factory.mktemp("interrupted"), steps=10)
     with pytest.raises(TrainingInterrupted) as stopped:
-        Interrupting(runner_config(tmp_path, steps=10), override_model=model, override_dataset=dataset).run()
+        Interrupting(cfg, override_model=model, override_dataset=dataset).run()
     return stopped.value.checkpoint
+
+
+@pytest.fixture
+def checkpoint(tmp_path, interrupted) -> Path:
+    """A copy that a test may damage."""
+    return shutil.copytree(interrupted, tmp_path / "checkpoints" / interrupted.name)
 
 
 @pytest.mark.parametrize("name", ["cfg.json", "trainer_state.pt", "sae_weights.safetensors", RUNNER_CFG_FILENAME])

@@ -12,7 +12,6 @@ from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
     HookedSAETransformer,
-    LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
     MultiSAETrainingRunner,
@@ -22,6 +21,7 @@ from sae_lens import (
 )
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
+from runs import HOOK, runner_config
 from sae_lens_afa import (
     AFAThresholdSAE,
     AFAThresholdTrainingSAE,
@@ -31,33 +31,6 @@ from sae_lens_afa import (
     TopAFATrainingSAEConfig,
 )
 from sae_lens_afa.demo import model_folder
-
-HOOK = "blocks.1.hook_resid_pre"
-
-
-def runner_config(tmp_path: Path, *, steps: int = 6, sae: dict | None = None, **overrides):
-    """A run of a few steps; `overrides` are fields of SAELens' config."""
-    settings = {
-        "sae": TopAFATrainingSAEConfig(**{"d_in": 192, "d_sae": 256, **(sae or {})}),
-        "model_name": "kjv_gpt2",
-        "hook_name": HOOK,
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "context_size": 32,
-        "training_tokens": steps * 128,
-        "train_batch_size_tokens": 128,
-        "store_batch_size_prompts": 4,
-        "n_batches_in_buffer": 4,
-        "n_batches_for_norm_estimate": 2,
-        "dead_feature_window": 2,
-        "n_eval_batches": 1,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "checkpoint_path": str(tmp_path / "checkpoints"),
-        "output_path": str(tmp_path / "out"),
-        "verbose": False,
-        **overrides,
-    }
-    return LanguageModelSAERunnerConfig(**settings)
 
 
 def train(cfg, model, dataset) -> TopAFATrainingSAE:
@@ -77,8 +50,9 @@ def test_trains_in_saelens_runner_and_loads_for_inference(tmp_path, model, datas
     assert isinstance(TrainingSAE.load_from_disk(checkpoint), TopAFATrainingSAE)
 
 
-def test_training_lowers_the_loss(tmp_path, model, dataset):
-    cfg = runner_config(tmp_path, steps=40, lr=1e-3, output_path=None, checkpoint_path=None)
+@pytest.mark.parametrize("option", [{}, {"autocast": True}, {"prefetch_llm_batches": True}])
+def test_training_lowers_the_loss_with_saelens_options_too(tmp_path, model, dataset, option):
+    cfg = runner_config(tmp_path, steps=40, lr=1e-3, output_path=None, checkpoint_path=None, **option)
     runner = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset)
     x = runner.activations_store.get_activations(model.to_tokens("In the beginning God created")).flatten(0, 1)
     before = (runner.sae(x) - x).square().mean()
@@ -87,10 +61,13 @@ def test_training_lowers_the_loss(tmp_path, model, dataset):
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(256), atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("option", [{"autocast": True}, {"prefetch_llm_batches": True}])
-def test_runs_with_saelens_options(tmp_path, model, dataset, option):
-    sae = train(runner_config(tmp_path, **option), model, dataset)
-    assert all(p.isfinite().all() for p in sae.parameters())
+class Watched(LanguageModelSAETrainingRunner):
+    """SAELens' runner, which keeps its trainer and the state in which that began."""
+
+    def run_trainer_with_interruption_handling(self, trainer):
+        self.trainer = trainer
+        self.samples_before, self.decoder_before = trainer.n_training_samples, trainer.sae.W_dec.detach().clone()
+        return super().run_trainer_with_interruption_handling(trainer)
 
 
 def test_resumes_from_saelens_own_checkpoint(tmp_path, model, dataset):
@@ -98,9 +75,13 @@ def test_resumes_from_saelens_own_checkpoint(tmp_path, model, dataset):
     train(cfg, model, dataset)
     (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
     resumed = runner_config(tmp_path / "resumed", resume_from_checkpoint=str(checkpoint))
-    runner = LanguageModelSAETrainingRunner(resumed, override_model=model, override_dataset=dataset)
-    runner.run()
-    assert (tmp_path / "resumed" / "out" / "sae_weights.safetensors").is_file()
+    runner = Watched(resumed, override_model=model, override_dataset=dataset)
+    sae = runner.run()
+    assert runner.samples_before == int(checkpoint.name)
+    assert torch.equal(runner.decoder_before, TrainingSAE.load_from_disk(checkpoint).W_dec)
+    assert {int(state["step"]) for state in runner.trainer.optimizer.state.values()} == {6}
+    assert torch.equal(SAE.load_from_disk(tmp_path / "resumed" / "out").W_dec, sae.W_dec)
+    assert not torch.equal(sae.W_dec, runner.decoder_before)
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "expected_average_only_in"])
@@ -125,7 +106,7 @@ def test_afa_threshold_trains_resumes_and_loads_for_inference(tmp_path, model, d
     assert (runner.sae.b_dec - trained.b_dec).abs().max() <= 20 * cfg.lr * max(1, trained.b_dec.abs().max())
 
 
-def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch):
+def test_metrics_reach_the_log(tmp_path, model, dataset, monkeypatch):
     logged: list[dict] = []
     monkeypatch.setattr("wandb.log", lambda data, step=None: logged.append(data))
     monkeypatch.setattr("wandb.init", lambda **_: None)
@@ -140,12 +121,17 @@ def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch):
     assert any("ce_loss_score" in entry.get("model_performance_preservation", {}) for entry in logged)
 
 
+@pytest.mark.slow
 def test_logs_to_a_real_wandb_run(tmp_path, model, dataset, monkeypatch):
     wandb.teardown()  # it reads its environment once
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=2, eval_every_n_wandb_logs=2)
     train(runner_config(tmp_path, logger=logger), model, dataset)
-    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    wandb.teardown()
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    written = log.read_bytes()
+    for name in (b"metrics/afa_norm_ratio", b"losses/afa_loss"):
+        assert written.count(name) >= 3, "one for each of the logged steps"
 
 
 def test_evaluations_while_training_change_nothing(tmp_path, model, dataset, monkeypatch):
@@ -191,7 +177,11 @@ def test_trains_beside_topk_and_batchtopk_on_one_forward(tmp_path, model, datase
         assert torch.equal(SAE.load_from_disk(tmp_path / "out" / name)(x), saes[name](x))
     (checkpoint,) = Path(cfg.checkpoint_path).iterdir()
     cfg.resume_from_checkpoint = str(checkpoint)
-    MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    resumed = MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
+    for name, sae in resumed.items():
+        # Adam moves an entry by about its learning rate in each of the few steps: the start is not made anew.
+        assert (sae.W_dec - saes[name].W_dec).abs().max() <= 12 * cfg.lr
+        assert not torch.equal(sae.W_dec, TrainingSAE.load_from_disk(checkpoint / name).W_dec)
 
 
 @pytest.mark.parametrize(

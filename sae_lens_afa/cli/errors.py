@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import json
 import re
@@ -11,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sae_lens_afa.loading.names import did_you_mean
+
 _LONGEST = 400
+_NEAR = 0.4  # a flag may be long, and half of it meant
 _PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
 # Classes that are known by name: their packages take long to import and are loaded if one of them was raised.
 _DAMAGED = {"SafetensorError", "UnpicklingError", "BadZipFile", "LZMAError", "EOFError"}
@@ -68,16 +70,10 @@ def describe_usage(error: Any) -> str:
         return said
     if kind == "NoSuchOption" and context is not None:
         flags = [flag for param in context.command.params for flag in (*param.opts, *param.secondary_opts)]
-        flags += context.help_option_names
-        said = f"{error.message}{nearest(error.option_name, [flag for flag in flags if flag.startswith('--')])}"
+        long = [flag for flag in (*flags, *context.help_option_names) if flag.startswith("--")]
+        said = f"{error.message}{did_you_mean(error.option_name, long, n=1, cutoff=_NEAR)}"
     said = said if said.endswith((".", "?")) else f"{said}."
     return _shortened(f"error: {said}" + (f" See {context.command_path} --help." if context is not None else ""))
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return what was probably meant, as the end of a sentence; nothing if no name is near."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _described(error: BaseException) -> str:

@@ -14,8 +14,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 from simple_parsing import ArgumentParser, subgroups
 
-from sae_lens_afa.cli.errors import nearest
-from sae_lens_afa.loading.names import near
+from sae_lens_afa.loading.names import did_you_mean, near
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 _RESUME = "--resume_from_checkpoint"
@@ -135,7 +134,7 @@ def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) ->
     ]
     if having:
         return f"{architecture} has no {flag}; it is an option of {', '.join(having)}."
-    return f"unknown flag {flag}{nearest(flag, known) or '; see sae-lens-afa train --help.'}"
+    return f"unknown flag {flag}{did_you_mean(flag, known, n=1) or '; see sae-lens-afa train --help.'}"
 
 
 def _parts(args: Sequence[str]) -> list[str]:

@@ -37,6 +37,13 @@ class Inputs(NamedTuple):
     dataset_name: str
 
 
+def check_sizes(**sizes: int | None) -> None:
+    """Raise ValueError, naming the parameter, unless each size that is given is at least 1."""
+    for name, value in sizes.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
 def check_inputs(
     saes: SAEs,
     *,

@@ -15,7 +15,7 @@ from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
 from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.agreement import JumpReLUReport, jumprelu_report
@@ -80,9 +80,7 @@ def export_to_folder(
     output = Path(output)
     check_replaceable(output, overwrite=overwrite)
     check_device(device)
-    for name, value in (("tokens", tokens), ("batch_size_prompts", batch_size_prompts), ("context_size", context_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_sizes(tokens=tokens, batch_size_prompts=batch_size_prompts, context_size=context_size)
     if activations is not None:
         asked = {"model": model, "dataset": dataset, "hook": hook, "context_size": context_size}
         if given := [name for name, value in asked.items() if value is not None]:

@@ -26,7 +26,7 @@ RESCALED = "(times std)"
 _LOG_SPAN = 20.0
 
 
-class Group(NamedTuple):
+class TokenGroup(NamedTuple):
     """The tokens of an SAE or a layer.
 
     Attributes:
@@ -43,7 +43,7 @@ def left_out(n_nonfinite: int) -> str:
     return f"{n_nonfinite:,} with NaN or ∞ left out" if n_nonfinite else ""
 
 
-def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, Group]:
+def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, TokenGroup]:
     """Return per-token tables by SAE or layer, in the order given.
 
     Args:
@@ -58,13 +58,15 @@ def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, G
     """
     import pandas as pd
 
-    tables: dict[str, Group]
+    tables: dict[str, TokenGroup]
     if isinstance(data, pd.DataFrame):
         key = next((name for name in ("sae", "layer") if name in data.columns), None)
         grouped = [] if key is None else data.groupby(key, sort=False)
-        tables = {"": Group(data, 0)} if key is None else {_label(key, name): Group(t, 0) for name, t in grouped}
+        tables = (
+            {"": TokenGroup(data, 0)} if key is None else {_label(key, name): TokenGroup(t, 0) for name, t in grouped}
+        )
     else:
-        tables = {name: Group(_tokens(name, r), r.n_nonfinite or 0) for name, r in _results(data).items()}
+        tables = {name: TokenGroup(_tokens(name, r), r.n_nonfinite or 0) for name, r in _results(data).items()}
     groups = {name: _finite(group, form) for name, group in tables.items() if len(group.table)}
     if not groups:
         raise ValueError("nothing to plot: there are no tokens.")
@@ -75,7 +77,7 @@ def token_groups(data: object, columns: Sequence[str], form: str) -> dict[str, G
     return groups
 
 
-def _finite(group: Group, form: str) -> Group:
+def _finite(group: TokenGroup, form: str) -> TokenGroup:
     """Return the group without the tokens of which a norm in this form is not finite."""
     table, n_nonfinite = group
     norms = [name for part in ("dense", "feature") if (name := f"{form}{part}_norm") in table.columns]
@@ -84,7 +86,7 @@ def _finite(group: Group, form: str) -> Group:
     if not known:
         return group
     finite = np.isfinite(known).all(0)
-    return Group(table.loc[finite], n_nonfinite + int((~finite).sum()))
+    return TokenGroup(table.loc[finite], n_nonfinite + int((~finite).sum()))
 
 
 def column_of(table: pd.DataFrame, name: str) -> Array:
@@ -164,7 +166,7 @@ class Panel:
         return [note for note in (outside, left_out(self.n_nonfinite)) if note]
 
 
-def zf_panel(group: Group, form: str, max_points: int, *, rescale: bool) -> Panel:
+def zf_panel(group: TokenGroup, form: str, max_points: int, *, rescale: bool) -> Panel:
     """Return the panel of dense and feature norms, with one range for both axes that few outliers do not stretch.
 
     With `rescale`, norms are times their token's standard deviation where that is known and ||z|| hardly varies, as

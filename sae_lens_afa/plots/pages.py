@@ -14,8 +14,8 @@ from plotly.subplots import make_subplots
 
 from sae_lens_afa.plots.data import (
     Frontier,
-    Group,
     Panel,
+    TokenGroup,
     bands,
     column_of,
     left_out,
@@ -106,7 +106,9 @@ def _hover(table: pd.DataFrame, form: str) -> list[str]:
     return lines
 
 
-def half_violins(groups: Mapping[str, Group], lbo: str, labels: tuple[str, str], title: str | None, path: Path) -> None:
+def half_violins(
+    groups: Mapping[str, TokenGroup], lbo: str, labels: tuple[str, str], title: str | None, path: Path
+) -> None:
     """Write the half-violins of NMSE and eps-LBO."""
     figure: Any = make_subplots(specs=[[{"secondary_y": True}]])
     for column, label, color, side in (("nmse", "NMSE", BLUE, "negative"), (lbo, "ε-LBO", VERMILION, "positive")):

@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAE
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
 from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.language_model import run_afa_evals
 from sae_lens_afa.evals.sae_space import architecture_of
@@ -150,9 +150,7 @@ def check_evaluation(
         ...
         ValueError: tokens must be at least 1, got 0.
     """
-    for name, value in (("tokens", tokens), ("batch_size_prompts", batch_size_prompts), ("context_size", context_size)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+    check_sizes(tokens=tokens, batch_size_prompts=batch_size_prompts, context_size=context_size)
     if cross_entropy_tokens < 0:
         raise ValueError(f"cross_entropy_tokens must not be negative, got {cross_entropy_tokens}.")
     if outlier_norm_multiple is not None and not outlier_norm_multiple > 0:

@@ -60,7 +60,7 @@ def test_tokens_that_were_left_out_are_counted_where_there_were_any():
         assert ("tokens left out (NaN, infinity) (a)" in names) == shown
 
 
-def test_figures_of_two_saes_do_not_merge():
+def test_metrics_of_two_saes_do_not_merge():
     other = SAEFacts(FACTS.cfg, {}, {**FACTS.metrics, "l0_mean": 7.0})
     (model,) = metadata(write(saes={"a": FACTS, "b": other}))["model-index"]
     values = {metric["name"]: metric["value"] for result in model["results"] for metric in result["metrics"]}
@@ -103,7 +103,7 @@ def test_text_of_others_stays(text):
     assert write(card) == card
 
 
-def test_figures_of_others_stay():
+def test_metrics_of_others_stay():
     others = (
         "---\nmodel-index:\n- name: mine\n  results:\n  - task:\n      type: feature-extraction\n    dataset:\n"
         "      name: d\n      type: d\n    metrics:\n    - type: mcc\n      value: 0.5\n      name: MCC\n---\n# Mine\n"

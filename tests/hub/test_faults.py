@@ -23,6 +23,7 @@ UPLOAD_STAGES = {
 AFTER_COMMIT = {"compare": r"POST /api/models/me/saes/paths-info", "tag": r"POST /api/models/me/saes/tag"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", UPLOAD_STAGES)
 def test_a_reset_while_pushing_leaves_the_repository_and_a_rerun_completes(client, hub, stage):
     hub.fault(UPLOAD_STAGES[stage], drop_after=0, times=-1)
@@ -48,6 +49,17 @@ def test_a_reset_after_the_commit_says_that_it_is_there(client, hub, stage):
     assert hub.repos["me/saes"].tags == {"v1": hub.repos["me/saes"].refs["main"]}
 
 
+def test_a_push_that_breaks_off_is_completed_by_the_next(client, hub):
+    """One stage and one fault; all of them are the slow tests around this one."""
+    hub.fault(UPLOAD_STAGES["commit"], drop_after=0, times=-1)
+    assert client.error(PUSH).startswith("cannot push to me/saes")
+    hub.faults.clear()
+    client.run(PUSH)
+    hub.fault(DOWNLOADS["weights"], corrupt=True, times=1)
+    client.run(LOAD)
+
+
+@pytest.mark.slow
 def test_a_second_blob_that_fails_keeps_the_first(client, hub):
     hub.fault(r"PUT /_lfs", drop_after=100, times=0)
     client.run('afa.push_to_hub({"a": make(0)}, "me/saes")')
@@ -83,6 +95,7 @@ DOWNLOADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", DOWNLOADS)
 @pytest.mark.parametrize("fault", [{"drop_after": 0}, {"drop_after": 40}, {"status": 500}, {"truncate": 10}], ids=str)
 def test_a_download_that_fails_is_tried_again(client, hub, stage, fault):
@@ -99,6 +112,7 @@ FRESH = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["cfg.json", "_cdn"])
 def test_a_flipped_byte_is_caught_and_healed(client, hub, name):
     client.run(PUSH)
@@ -133,12 +147,14 @@ DAMAGE = """
 """
 
 
+@pytest.mark.slow
 def test_a_slow_server_is_waited_for(client, hub):
     client.run(PUSH)
     hub.fault(r"GET .*_cdn", delay=3.0, times=1)  # the clients give up after 2
     client.run(LOAD)
 
 
+@pytest.mark.slow
 def test_a_full_disk(client, hub):
     """Writing stops after 4 kB, as `ulimit -f` does it; no file is left that could be taken for whole."""
     client.run('afa.push_to_hub({"a": make(d_sae=4096)}, "me/saes")')

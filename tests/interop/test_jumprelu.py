@@ -65,6 +65,7 @@ def test_an_export_shares_nothing_with_the_original():
     assert all(parameter.requires_grad for parameter in export.parameters())
 
 
+@pytest.mark.slow
 def test_it_loads_without_this_package_with_the_same_outputs(tmp_path):
     export, x = export_jumprelu(build(), tokens()), tokens(50, seed=1)
     export.save_model(tmp_path)
@@ -340,7 +341,7 @@ def test_cross_entropy_of_joined_heads(model):
 
 @settings(max_examples=20)
 @given(st.integers(0, 2**31), st.integers(64, 1500))
-def test_figures_keep_within_their_bounds(seed, n):
+def test_metrics_keep_within_their_bounds(seed, n):
     report = jumprelu_report(export_jumprelu(build(), tokens(n, seed=seed)))
     assert 0 <= report.jaccard <= 1
     assert 0 <= report.precision <= 1

@@ -311,7 +311,7 @@ def test_an_existing_folder_is_replaced_only_on_request_and_as_a_whole(tmp_path)
     checkpoint(tmp_path / "in", TOPAFA[0])
     out = convert_reference_checkpoint(tmp_path / "in", tmp_path / "out")
     assert {path.name for path in out.iterdir()} == {"cfg.json", "sae_weights.safetensors"}
-    with pytest.raises(FileExistsError, match="pass --overwrite"):
+    with pytest.raises(FileExistsError, match="pass overwrite=True"):
         convert_reference_checkpoint(tmp_path / "in", out)
     (out / "sparsity.safetensors").write_text("of the old SAE")
     checkpoint(tmp_path / "in", TOPK)

@@ -76,7 +76,7 @@ def test_hooks_that_are_there_and_not_computed_are_told(model, hook, switch):
 
 def test_every_hook_of_the_model_is_taken_or_refused_in_one_line(model):
     refused = {}
-    for hook in model.hook_dict:
+    for hook in (name for name in model.hook_dict if not name.startswith("blocks.") or name.startswith("blocks.1.")):
         try:
             check_hook(model, hook, 192)
         except ValueError as error:

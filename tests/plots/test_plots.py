@@ -15,7 +15,7 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from sae_lens_afa import AFAMetrics, TopAFASAE, TopAFASAEConfig, evaluate_activations, plots
 from sae_lens_afa.functional import epsilon_lbo
-from sae_lens_afa.plots.data import Group, bands, log_density, point_density, zf_panel
+from sae_lens_afa.plots.data import TokenGroup, bands, log_density, point_density, zf_panel
 from sae_lens_afa.plots.styles import styles_of
 from sae_lens_afa.reports.folder import read_tokens, write_report
 
@@ -83,7 +83,7 @@ def test_points_are_where_the_tokens_are_and_colour_is_density(result):
 
 def test_norms_of_many_magnitudes_have_logarithmic_axes_and_outliers_do_not_stretch_them():
     def panel(z: np.ndarray):
-        return zf_panel(Group(pd.DataFrame({"dense_norm": z, "feature_norm": z}), 0), "", 5000, rescale=True)
+        return zf_panel(TokenGroup(pd.DataFrame({"dense_norm": z, "feature_norm": z}), 0), "", 5000, rescale=True)
 
     assert panel(np.geomspace(1, 1e4, 200)).log
     assert not panel(np.linspace(50, 60, 200)).log

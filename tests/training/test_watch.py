@@ -1,4 +1,4 @@
-"""What a run watches: values that are no longer finite, its bar, its seed, and what it says at its end."""
+"""The watch over a run: values that are not finite, the bar, the seed, whole checkpoints, and a summary."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
-from test_training import runner_config
 from tqdm import tqdm
 
+from runs import runner_config
 from sae_lens_afa import AFAThresholdTrainingSAEConfig, MutualChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
 from sae_lens_afa.loading.saes import load_sae
 from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingDivergedError
