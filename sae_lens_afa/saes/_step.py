@@ -104,7 +104,7 @@ def fused_step(x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, rule: Sel
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:
     device = weight.device.type
-    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if weight.dtype == torch.float64 or weight.is_meta or not torch.is_autocast_enabled(device):
         return weight
     return weight.to(torch.get_autocast_dtype(device))
 

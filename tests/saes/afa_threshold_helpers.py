@@ -21,7 +21,7 @@ def true_directions() -> Tensor:
 
 def build(**overrides) -> AFAThresholdTrainingSAE:
     """One whose features are the directions of `tokens`, with a bias."""
-    given = {**PLAIN, "aux_loss_coefficient": 1.0, **overrides}
+    given = {**PLAIN, **overrides}
     sae = AFAThresholdTrainingSAE(AFAThresholdTrainingSAEConfig(**given))
     directions = true_directions()[: sae.cfg.d_sae].to(sae.dtype)
     sae.W_dec.data, sae.W_enc.data = directions, directions.T.clone(memory_format=torch.contiguous_format)

@@ -8,29 +8,21 @@ from typing import Any
 import afa_threshold_helpers
 import choice_helpers
 import pytest
+import small_saes
 import top_afa_helpers
 import torch
 from choice_helpers import VARIANTS
 from sae_lens import SAE
-from sae_lens.registry import get_sae_class, get_sae_training_class
+from small_saes import D_IN, KINDS, TRAINING
 from torch import Tensor
 
-D_IN, D_SAE = 12, 40
 BAD = 3
-TRAINING = ("top_afa", "afa_threshold", "mutual_choice", "feature_choice")
-ALL = pytest.mark.parametrize(
-    "kind", [*TRAINING, "inference top_afa", "inference afa_threshold", "saved mutual_choice"]
-)
+ALL = pytest.mark.parametrize("kind", [*KINDS, "saved mutual_choice"])
 CHOICES = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def build(kind: str, folder: Any, **overrides: Any) -> Any:
-    get = get_sae_class if kind.startswith("inference") else get_sae_training_class
-    sae_class, config_class = get(kind.split()[-1])
-    settings = {"d_in": D_IN, "d_sae": D_SAE, "normalize_activations": "none", **overrides}
-    if "choice" in kind:
-        settings["k"] = 4
-    sae = sae_class(config_class(**settings))
+    sae = small_saes.build(kind.removeprefix("saved "), **{"normalize_activations": "none", **overrides})
     if not kind.startswith("saved"):
         return sae
     sae.save_inference_model(folder)
@@ -129,16 +121,3 @@ def test_the_bias_starts_as_the_mean_of_finite_tokens():
     x = torch.randn(9, sae.cfg.d_in)
     afa_threshold_helpers.step(sae, with_bad_token(x, math.nan), n=0)
     torch.testing.assert_close(sae.b_dec.detach(), others(x).mean(0))
-
-
-def test_densities_of_top_afa_are_those_of_finite_tokens():
-    found = []
-    x = torch.randn(9, D_IN)
-    sae = top_afa_helpers.build(normalize_activations="none", dying_fraction=0.1)
-    for batch in (others(x), with_bad_token(x, math.inf)):
-        sae.density.zero_()
-        sae.n_batches_observed.zero_()
-        sae.drop_caches()
-        top_afa_helpers.step(sae, batch)
-        found.append(sae.density.clone())
-    torch.testing.assert_close(found[1], found[0])

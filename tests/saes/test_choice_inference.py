@@ -142,8 +142,10 @@ def test_a_copy_is_independent():
 # ---- thresholds: as many features at inference as in training
 
 
-@pytest.mark.parametrize(("k", "n_tokens"), [(2, 16), (18, 128)])
-@ALL
+@pytest.mark.parametrize(
+    ("variant", "k", "n_tokens"),
+    [*((variant, 18, 128) for variant in VARIANTS), ("mutual_choice", 2, 16), ("feature_choice zipf", 2, 16)],
+)
 def test_inference_l0_is_near_training_l0(variant, k, n_tokens):
     sae = build(variant, k=k)
     sae.b_enc.data.normal_(std=0.5)  # densities differ, and at k = 18 some matches are not used

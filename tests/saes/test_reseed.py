@@ -15,7 +15,7 @@ N_TOKENS = 50
 
 def lacking_one_feature() -> tuple[AFAThresholdTrainingSAE, torch.Tensor, torch.Tensor]:
     """An SAE of which latents 0 to 2 are dead, and tokens of a direction that none stands for."""
-    sae = build(b_dec_init="zeros")
+    sae = build()
     sae.b_dec.data.zero_()
     lost = true_directions()[0]
     for i in range(3):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from step_paths import PATHS, take
-from test_top_afa_training import _LossOnly
-from top_afa_helpers import D_IN, D_SAE, build, step, to_inference
+from top_afa_helpers import D_IN, D_SAE, LossOnly, build, step, to_inference
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_lens_afa import TopAFATrainingSAE
-from sae_lens_afa.saes import _step
 from sae_lens_afa.selection import norm_matching_topk
 
 __all__ = ["take"]  # a fixture
@@ -80,7 +78,7 @@ def test_gradients_pass_gradcheck_on_either_path(path, take):
 
     def loss(*parameters: Tensor) -> Tensor:
         names = ("sae.W_enc", "sae.W_dec", "sae.b_dec")
-        return torch.func.functional_call(_LossOnly(sae, dead), dict(zip(names, parameters, strict=True)), x)
+        return torch.func.functional_call(LossOnly(sae, dead), dict(zip(names, parameters, strict=True)), x)
 
     parameters = tuple(p.detach().clone().requires_grad_() for p in (sae.W_enc, sae.W_dec, sae.b_dec))
     assert torch.autograd.gradcheck(loss, parameters, fast_mode=True)
@@ -198,9 +196,18 @@ def test_the_encoder_alone_can_be_differentiated_twice():
     weight = torch.randn(3, D_SAE, dtype=torch.float64)
 
     def acts(x: Tensor, b_dec: Tensor, W_enc: Tensor) -> Tensor:
-        return _step._Encode.apply(x, b_dec, W_enc) * weight
+        parameters = {"b_dec": b_dec, "W_enc": W_enc, "W_dec": sae.W_dec}
+        return torch.func.functional_call(Encoder(sae), {f"sae.{k}": v for k, v in parameters.items()}, x) * weight
 
-    assert torch.autograd.gradgradcheck(acts, (x, sae.b_dec, sae.W_enc))
+    class Encoder(torch.nn.Module):
+        def __init__(self, sae: TopAFATrainingSAE) -> None:
+            super().__init__()
+            self.sae = sae
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.sae.encode(x)
+
+    assert torch.autograd.gradgradcheck(acts, (x, sae.b_dec, sae.W_enc), fast_mode=True)
 
 
 def test_another_module_in_place_of_a_hook_point_is_called():
