@@ -14,7 +14,7 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
-from sae_lens_afa._registration import register_with_sae_lens as _register_with_sae_lens
+from sae_lens_afa._import_hook import register_with_sae_lens as _register_with_sae_lens
 
 if TYPE_CHECKING:
     from sae_lens_afa import demo as demo

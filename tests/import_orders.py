@@ -17,11 +17,10 @@ HEAVY = {"torch", "sae_lens", "transformers", "datasets", "matplotlib", "plotly"
 
 
 def what_only_reads_is_light():
-    from sae_lens_afa.reports import read_report
-
     import sae_lens_afa as afa
     import sae_lens_afa.cli
     from sae_lens_afa.plots import zf_plot
+    from sae_lens_afa.reports import read_report
 
     assert "TopAFASAE" in dir(afa)
     assert callable(zf_plot)
@@ -118,10 +117,10 @@ def without_saelens_first():
 
 def two_threads():
     import sae_lens_afa
-    from sae_lens_afa import _registration
+    from sae_lens_afa import _import_hook
 
     other = threading.Thread(target=importlib.import_module, args=["sae_lens_afa.saes"], daemon=True)
-    own = _registration._Loader.exec_module
+    own = _import_hook._Loader.exec_module
 
     def execute(self, module):
         # While SAELens is being imported, another thread begins with the architectures, until it has to wait.
@@ -130,7 +129,7 @@ def two_threads():
             other.join(0.01)
         own(self, module)
 
-    _registration._Loader.exec_module = execute
+    _import_hook._Loader.exec_module = execute
     import sae_lens.registry
 
     assert "top_afa" in sae_lens.registry.SAE_CLASS_REGISTRY  # at once, whatever the other thread does

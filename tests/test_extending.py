@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -16,14 +17,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 MODULE, ENTRY, FOR_TYPE_CHECKERS, METRIC = re.findall(r"^```python\n(.*?)^```", PAGE, re.S | re.M)
-END_OF_LIST = re.compile(r"^[\])]  # fmt: skip$", re.M)
+END_OF_LIST = r"^[\])]  # fmt: skip$"
 
 
-def extended(path: Path, block: str, before: re.Pattern[str] | str, after: str = "") -> None:
-    """Put a block of the page into a file: before the first such place after the text `after`."""
+def extend(path: Path, block: str, before: str, after: str) -> None:
+    """Put a block of the page into a file: indented, before the first such line after the text `after`."""
     text = path.read_text()
-    at = re.compile(before).search(text, text.index(after)).start()
-    path.write_text(text[:at] + block + text[at:])
+    at = re.compile(before, re.M).search(text, text.index(after)).start()
+    path.write_text(text[:at] + textwrap.indent(block, "    ") + text[at:])
+
+
+def entry(block: str) -> str:
+    return block.rstrip() + ",\n"
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +40,9 @@ def known(tmp_path_factory) -> dict:
         shutil.copy(ROOT / name, root)
     package = root / "sae_lens_afa"
     (package / "saes" / "bit_budget_sae.py").write_text(MODULE)
-    extended(package / "architectures.py", FOR_TYPE_CHECKERS, r"\n\nclass Grid", after="if TYPE_CHECKING")
-    extended(package / "architectures.py", ENTRY, END_OF_LIST, after="ARCHITECTURES = (")
-    extended(package / "evals" / "metric_list.py", METRIC, END_OF_LIST, after="_OF_BOTH_FORMS = [")
+    extend(package / "architectures.py", FOR_TYPE_CHECKERS, r"^\n\nclass Grid", after="if TYPE_CHECKING")
+    extend(package / "architectures.py", entry(ENTRY), END_OF_LIST, after="ARCHITECTURES = (")
+    extend(package / "evals" / "metric_list.py", entry(METRIC), END_OF_LIST, after="_OF_BOTH_FORMS = [")
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests/extended_package.py"), str(root), "bit_budget", "active_share_mean"],
         cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True,

@@ -35,7 +35,7 @@ ORDER = (
     "files",
 )
 # The package's own names and its registration reach into every room, lazily.
-ABOVE_ALL = ("__init__", "_registration", "registration")
+ABOVE_ALL = ("__init__", "_import_hook", "registration")
 LEVELS = {room: len(ORDER) - i for i, line in enumerate(ORDER) for room in line.split()}
 
 LIGHT = (

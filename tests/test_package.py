@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import importlib.metadata
 import inspect
 import itertools
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import sae_lens
 import torch
+from jaxtyping import TypeCheckError
 from packaging.requirements import Requirement
 from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig, llm_sae_training_runner, registry
 from sae_lens.config import SAETrainerConfig
@@ -23,6 +25,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 import sae_lens_afa
 from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.saes import register_architectures
+from sae_lens_afa.selection._sorting import select_by_sorting
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -140,6 +143,11 @@ def test_a_name_held_by_another_package_is_one_clear_error(monkeypatch, name):
         register_architectures()
 
 
+def test_while_tests_run_the_shapes_of_the_back_ends_are_checked():
+    with pytest.raises(TypeCheckError):
+        select_by_sorting(torch.ones(2, 4), torch.ones(3), None)
+
+
 # ---- installation
 
 
@@ -175,6 +183,14 @@ print(float(loss))
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[-1]) < 4
+
+
+@pytest.mark.slow
+def test_the_wheel_declares_the_architectures_of_the_list(installed):
+    (declared,) = installed.glob("sae_lens_afa-*.dist-info/entry_points.txt")
+    points = configparser.ConfigParser()
+    points.read(declared)
+    assert dict(points["sae_lens.architectures"]) == {entry.name: "sae_lens_afa" for entry in ARCHITECTURES}
 
 
 @pytest.mark.slow
