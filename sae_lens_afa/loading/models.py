@@ -140,6 +140,12 @@ def check_hook(
     Raises:
         ValueError: the model has no such hook, does not compute it with its settings, or gives activations there that
             are not `d_in` wide; an SAE on all heads that does not join them.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.runner.check_hook(afa.demo.load_model(), "blocks.1.hook_resid_pre", d_in=100)
+        Traceback (most recent call last):
+        ValueError: d_in is 100, but activations at blocks.1.hook_resid_pre are 192 wide: set d_in=192.
     """
     check_hook_name(model, hook_name)
     token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)

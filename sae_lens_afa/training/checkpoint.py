@@ -43,6 +43,12 @@ def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None
     Raises:
         FileNotFoundError: the folder or one of its files is missing.
         ValueError: its configuration is of another architecture, or differs in a field.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.runner.check_checkpoint("nowhere", afa.TopAFATrainingSAEConfig(d_in=8, d_sae=16))
+        Traceback (most recent call last):
+        FileNotFoundError: resume_from_checkpoint: nowhere is not a folder.
     """
     folder = Path(checkpoint)
     where = f"resume_from_checkpoint: {folder}"
@@ -79,6 +85,12 @@ def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None)
     Raises:
         FileNotFoundError: there is no run configuration in the folder.
         ValueError: it is damaged.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.runner.config_from_checkpoint("nowhere")
+        Traceback (most recent call last):
+        FileNotFoundError: resume_from_checkpoint: nowhere is not a folder.
     """
     path = Path(checkpoint) / RUNNER_CFG_FILENAME
     check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")

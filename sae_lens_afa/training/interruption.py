@@ -17,6 +17,14 @@ class TrainingInterrupted(InterruptedException):
 
     Attributes:
         checkpoint: The checkpoint from which the run can be resumed; None if the run keeps no checkpoints.
+
+    Example:
+        >>> from sae_lens_afa.runner import TrainingInterrupted
+        >>> try:
+        ...     raise TrainingInterrupted(None)  # as `run` does on Ctrl-C
+        ... except TrainingInterrupted as stopped:
+        ...     print(stopped)
+        training interrupted, no checkpoint saved (checkpoint_path is None)
     """
 
     def __init__(self, checkpoint: Path | None) -> None:

@@ -35,6 +35,15 @@ class TrainingSummary:
         n_silent: Latents that no token of the run's last sampling window activated.
         window: Tokens of that window.
         seconds: Time of the run.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=16))
+        >>> result = afa.evaluate_activations(sae, torch.randn(50, 8))
+        >>> summary = afa.runner.TrainingSummary("top_afa", None, result, n_silent=0, window=50, seconds=1.0)
+        >>> print(str(summary).splitlines()[0])
+        top_afa, trained
     """
 
     name: str

@@ -24,6 +24,14 @@ class TrainingDivergedError(ValueError):
 
     Attributes:
         checkpoint: The last checkpoint before that; None if there is none.
+
+    Example:
+        >>> from sae_lens_afa.runner import TrainingDivergedError
+        >>> try:
+        ...     raise TrainingDivergedError("the loss is", 7, None, "Lower lr (it is 1).")  # as `run` does
+        ... except TrainingDivergedError as error:
+        ...     print(error.checkpoint)
+        None
     """
 
     def __init__(self, what: str, step: int, checkpoint: Path | None, cause: str) -> None:
