@@ -1,4 +1,4 @@
-"""What `--demo` stands for: the demo's SAEs, their model, and the text that neither has seen."""
+"""Inputs that `--demo` stands for: the SAEs of the demo, their model, and the text that neither has seen."""
 
 from __future__ import annotations
 
