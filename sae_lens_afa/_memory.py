@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 
 def empty(shape: Sequence[int], like: Tensor) -> Tensor:
-    """An uninitialised contiguous tensor of this shape, with the dtype and device of `like`.
+    """Return an uninitialised contiguous tensor of this shape, with the dtype and device of `like`.
 
     On a CPU the first touch of a page of 4 KiB costs more than computing what is written to it: 37 MB take 15 ms.
     """
@@ -32,7 +32,7 @@ def empty(shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def in_shape(fresh: Tensor, shape: Sequence[int]) -> Tensor:
-    """A tensor that nobody else holds, in another shape: over the same memory if contiguous, but no view of it."""
+    """Return a tensor that nobody else holds in another shape: over the same memory if contiguous, but no view."""
     if fresh.shape == torch.Size(shape) and not fresh._is_view():  # pyright: ignore[reportPrivateUsage]
         return fresh
     if not _has_memory(fresh) or torch.compiler.is_compiling():
@@ -42,12 +42,12 @@ def in_shape(fresh: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _has_memory(tensor: Tensor) -> bool:
-    """Whether it is a tensor, and no stand-in for one."""
+    """Tell whether it is a tensor, and no stand-in for one."""
     return type(tensor) in (Tensor, nn.Parameter)
 
 
 def _over(memory: Tensor, offset: int, shape: Sequence[int], like: Tensor) -> Tensor:
-    """A tensor over the storage of `memory`, from the element `offset` (of the dtype of `like`) on."""
+    """Return a tensor over the storage of `memory`, from the element `offset` (of the dtype of `like`) on."""
     out = torch.empty(0, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         return out.set_(memory.untyped_storage(), offset, torch.Size(shape), _strides(shape))

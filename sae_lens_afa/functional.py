@@ -20,7 +20,13 @@ __all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", 
 
 
 class Coherence(NamedTuple):
-    """How far a dictionary is from orthogonal: over all pairs i != j of unit rows, |<d_i, d_j>|."""
+    """Overlaps of a dictionary's directions: over all pairs i != j of unit rows, |<d_i, d_j>|; 0 if orthogonal.
+
+    Example:
+        >>> from sae_lens_afa.functional import Coherence
+        >>> Coherence(max=0.5, mean=0.1).max
+        0.5
+    """
 
     max: float
     mean: float
@@ -31,7 +37,7 @@ def feature_norm(
     W_dec: Float[Tensor, "d_sae d_in"],
     b_dec: Float[Tensor, " d_in"] | None = None,
 ) -> Float[Tensor, "*tokens"]:
-    """Norm of the feature vector in the units of the input, ||[f_i ||d_i||, ||b_dec||]|| (section 4).
+    """Return the norm of the feature vector in the units of the input, ||[f_i ||d_i||, ||b_dec||]|| (section 4).
 
     Args:
         feature_acts: Activations not scaled by decoder norms, shape [..., d_sae].
@@ -46,6 +52,12 @@ def feature_norm(
 
     Raises:
         ValueError: the last axis of an argument does not fit `W_dec`.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import feature_norm
+        >>> feature_norm(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+        tensor([5.])
     """
     check_matrix("W_dec", W_dec)
     d_sae, d_in = W_dec.shape
@@ -58,7 +70,7 @@ def feature_norm(
 
 
 def afa_loss(feature_acts: Float[Tensor, "*tokens d_sae"], x: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, ""]:
-    """The AFA loss, mean over tokens of (||f|| - ||x||)^2 (section 5).
+    """Return the AFA loss, the mean over tokens of (||f|| - ||x||)^2 (section 5).
 
     Args:
         feature_acts: Activations f, shape [..., d_sae], not scaled by decoder norms.
@@ -69,6 +81,12 @@ def afa_loss(feature_acts: Float[Tensor, "*tokens d_sae"], x: Float[Tensor, "*to
 
     Raises:
         ValueError: the leading axes differ.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import afa_loss
+        >>> afa_loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 3.0]]))
+        tensor(4.)
     """
     if feature_acts.shape[:-1] != x.shape[:-1]:
         raise ValueError(
@@ -83,7 +101,7 @@ def sparsity_loss(
     W_dec: Float[Tensor, "d_sae d_in"],
     x_centered: Float[Tensor, "*tokens d_in"],
 ) -> Float[Tensor, ""]:
-    """Over how many features the norm of a code is spread, in the units of an MSE.
+    """Return over how many features the norm of a code is spread, in the units of an MSE.
 
     Of a code f~ = [f_i ||d_i||] the measure (||f~||_1 / ||f~||_2)^2 is Hoyer's: n for n equal features, and between 1
     and L0 for others. It does not depend on the norm of the code, which another loss is to pin. Its mean over tokens
@@ -101,6 +119,15 @@ def sparsity_loss(
 
     Raises:
         ValueError: an axis of an argument does not fit the others.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import sparsity_loss
+        >>> x = torch.ones(1, 2)
+        >>> sparsity_loss(torch.tensor([[1.0, 1.0]]), torch.eye(2), x)  # two features, of d_in = 2
+        tensor(1.0000)
+        >>> sparsity_loss(torch.tensor([[1.0, 0.0]]), torch.eye(2), x)
+        tensor(0.5000)
     """
     check_matrix("W_dec", W_dec)
     d_sae, d_in = W_dec.shape
@@ -120,7 +147,7 @@ def sparsity_loss(
 def epsilon_lbo(
     dense_norm: Float[Tensor, "*tokens"], feature_norm: Float[Tensor, "*tokens"], d_sae: int
 ) -> Float[Tensor, "*tokens"]:
-    """Lower bound on the quasi-orthogonality eps that explains a token's norms (section 4).
+    """Return the lower bound on the quasi-orthogonality eps that explains a token's norms (section 4).
 
     | ||z||^2 - ||f||^2 | / ((d_sae - 1) ||f||^2): if all pairs of features overlap by at most eps, it is at most eps.
 
@@ -134,6 +161,12 @@ def epsilon_lbo(
 
     Raises:
         ValueError: the shapes differ or d_sae < 1.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import epsilon_lbo
+        >>> epsilon_lbo(torch.tensor([2.0]), torch.tensor([1.0]), d_sae=4)
+        tensor([1.])
     """
     if dense_norm.shape != feature_norm.shape:
         raise ValueError(
@@ -152,7 +185,7 @@ def epsilon_lbo(
 def universal_threshold(
     dense_norm: Float[Tensor, "*tokens"], d_in: int, d_sae: int, scale: float | Tensor = 1.0
 ) -> Float[Tensor, "*tokens"]:
-    """What a feature must exceed to be no interference: scale * ||x - b_dec|| * sqrt(2 ln(d_sae) / d_in).
+    """Return what a feature must exceed to be no interference: scale * ||x - b_dec|| * sqrt(2 ln(d_sae) / d_in).
 
     An inactive feature's pre-activation is what the input has in the feature's direction by chance. For directions
     spread evenly in R^d_in that is about normal, with standard deviation ||x - b_dec|| / sqrt(d_in) per unit of
@@ -173,6 +206,8 @@ def universal_threshold(
         ValueError: a size below 1, or a negative or non-finite scale.
 
     Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import universal_threshold
         >>> universal_threshold(torch.tensor([10.0, 0.0]), d_in=128, d_sae=512)
         tensor([3.1221, 0.0000])
     """
@@ -189,7 +224,7 @@ def universal_threshold(
 
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> Coherence:
-    """Largest and mean overlap of a dictionary's directions: the eps that quasi-orthogonality is about.
+    """Return the largest and mean overlap of a dictionary's directions: the eps that quasi-orthogonality is about.
 
     Args:
         W_dec: Decoder, shape [d_sae, d_in]; rows are normalised first, zero rows overlap with nothing.
@@ -200,6 +235,12 @@ def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> 
 
     Raises:
         ValueError: `W_dec` is not a matrix, or `block_size` < 1.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.functional import coherence
+        >>> coherence(torch.tensor([[1.0, 0.0], [0.0, 1.0], [3.0, 4.0]])).max
+        0.800000011920929
     """
     check_matrix("W_dec", W_dec)
     if block_size < 1:
@@ -227,12 +268,12 @@ def _unit_rows(W: Tensor) -> Tensor:
 
 
 def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
-    """Norms along the last axis, accumulated in at least float32; their gradient at 0 is 0."""
+    """Return norms along the last axis, accumulated in at least float32; their gradient at 0 is 0."""
     return _RowNorm.apply(x)  # pyright: ignore[reportReturnType]
 
 
 class _RowNorm(torch.autograd.Function):
-    """`torch.linalg.vector_norm`, whose own backward passes over [tokens, d_sae] five times instead of once."""
+    """The norm with a cheaper gradient: that of `torch.linalg.vector_norm` passes over [tokens, d_sae] five times."""
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ def test_equals_the_literal_rule(inputs):
 
 
 @pytest.mark.skipif("triton" not in available_backends(), reason="Triton is not installed")
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(selection_inputs())
 def test_the_gpu_kernels_equal_the_literal_rule(inputs):
     # On cuda where there is one, else in Triton's interpreter.

@@ -20,7 +20,7 @@ from sae_lens_afa.experiments.model_sweep import sparse_limit
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Group, Plot, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
 from sae_lens_afa.files import sha256_of
 
 _STREAM = "activations"
@@ -52,6 +52,17 @@ class ActivationsSweep(Sweep):
         d_sae: Latents; four times d_in if None.
         raw: The activations are taken as the files have them. An SAE learns at the scale of its data: they should be
             centred, and of a norm of about sqrt(d_in).
+
+    Example:
+        >>> import torch
+        >>> from safetensors.torch import save_file
+        >>> from sae_lens_afa.experiments import activations_sweep
+        >>> for name, tokens in (("train", 512), ("test", 64)):
+        ...     save_file({"activations": torch.randn(tokens, 16)}, f"{name}.safetensors")
+        >>> sweep = activations_sweep("train.safetensors", "test.safetensors", preset="quick")
+        >>> sweep.check()
+        >>> sweep.d_in, sweep.latents
+        (16, 64)
     """
 
     title: str = "SAEs on activations of a file"
@@ -124,11 +135,11 @@ class ActivationsSweep(Sweep):
         }
 
     @override
-    def groups(self) -> list[Group]:
-        return [Group(f"seed{seed}", seed, [(_STREAM, run) for run in self.runs()]) for seed in self.seeds]
+    def groups(self) -> list[RunGroup]:
+        return [RunGroup(f"seed{seed}", seed, [(_STREAM, run) for run in self.runs()]) for seed in self.seeds]
 
     @override
-    def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
+    def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         runs, seed = [run for _, run in group.members], group.seed
         saes = {run.name: build(run, self.d_in, self.latents, seed, self.device) for run in runs}
         batches = ({_STREAM: batch} for batch in shuffled_batches(self.data.train, self.training.batch_size, seed))

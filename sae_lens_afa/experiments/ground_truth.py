@@ -1,4 +1,4 @@
-"""Does it find the right features? SAEs on synthetic data whose features are known."""
+"""SAEs on synthetic data whose features are known: do they find the right ones?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sae_lens_afa.experiments.presets import changed, preset_arms
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import OwnRandom, Training, build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Group, Plot, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
 from sae_lens_afa.experiments.worlds import WORLDS
 
 if TYPE_CHECKING:
@@ -35,6 +35,14 @@ class GroundTruthSweep(Sweep):
     Attributes:
         worlds: Names in `WORLDS`; the data is made on the CPU.
         test_tokens: Samples on which the SAEs are judged.
+
+    Example:
+        >>> from sae_lens_afa.experiments import Arm, GroundTruthSweep, ground_truth_sweep
+        >>> training = ground_truth_sweep("quick").training
+        >>> arms = (Arm("topk", "k", (3,)),)
+        >>> sweep = GroundTruthSweep(worlds=("zipf-2x",), test_tokens=1024, arms=arms, training=training, seeds=(0, 1))
+        >>> [group.name for group in sweep.groups()]
+        ['zipf-2x-seed0', 'zipf-2x-seed1']
     """
 
     title: str = "SAEs on synthetic data with known features"
@@ -75,15 +83,15 @@ class GroundTruthSweep(Sweep):
         }
 
     @override
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         return [
-            Group(f"{world}-seed{seed}", seed, [(world, run) for run in self.runs()])
+            RunGroup(f"{world}-seed{seed}", seed, [(world, run) for run in self.runs()])
             for world in self.worlds
             for seed in self.seeds
         ]
 
     @override
-    def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
+    def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         name, seed = group.members[0][0], group.seed
         world, model = WORLDS[name], made(name)
         runs = [run for _, run in group.members]

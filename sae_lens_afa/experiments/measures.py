@@ -1,4 +1,4 @@
-"""What is measured of a trained SAE on activations that it did not see."""
+"""Measurements of a trained SAE on activations that it did not see."""
 
 from __future__ import annotations
 

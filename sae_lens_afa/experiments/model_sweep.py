@@ -17,7 +17,7 @@ from sae_lens_afa.experiments.measures import inference_sae, measure, standardis
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Group, Plot, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
 from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ class LanguageModelSweep(Sweep):
         }
 
     @override
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         members = [(layer, run) for run in self.runs() for layer in self.hooks]
         size = self.saes_per_group or len(members)
         parts = [members[i : i + size] for i in range(0, len(members), size)]
-        return [Group(f"seed{seed}-part{i}", seed, part) for seed in self.seeds for i, part in enumerate(parts)]
+        return [RunGroup(f"seed{seed}-part{i}", seed, part) for seed in self.seeds for i, part in enumerate(parts)]
 
     @override
-    def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
+    def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         model, train_text, test = loaded(self.source, tuple(self.hooks.values()), self.test_tokens, self.device)
         self._check_widths(model)
         saes = {_key(m): build(m[1], self.d_in, self.d_sae, group.seed, self.device) for m in group.members}

@@ -30,7 +30,14 @@ _NAMES = {"topafa": "top_afa", "topk": "topk", "batchtopk": "batchtopk"}
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSweep(LanguageModelSweep):
-    """SAEs at several layers of a language model, with the published numbers beside them in the report."""
+    """SAEs at several layers of a language model, with the published numbers beside them in the report.
+
+    Example:
+        >>> from sae_lens_afa.experiments import paper_sweep
+        >>> sweep = paper_sweep()
+        >>> len(sweep.runs()), list(sweep.hooks), sweep.training.steps
+        (23, ['layer 6', 'layer 7', 'layer 8'], 20001)
+    """
 
     title: str = "The AFA paper's comparison"
 

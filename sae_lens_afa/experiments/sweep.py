@@ -17,7 +17,7 @@ Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True)
-class Group:
+class RunGroup:
     """Runs that share a process and its data, and are finished together.
 
     Attributes:
@@ -34,7 +34,7 @@ class Group:
         """Return `rows.key_of` of each member's row."""
         return [key_of(identity(stream, self.seed, run)) for stream, run in self.members]
 
-    def without(self, finished: Container[str]) -> Group:
+    def without(self, finished: Container[str]) -> RunGroup:
         """Return what is left to do of it."""
         pairs = zip(self.run_keys(), self.members, strict=True)
         return replace(self, members=[member for key, member in pairs if key not in finished])
@@ -70,6 +70,13 @@ class Sweep(ABC):
         plots: What is drawn against L0.
         key_metrics: Columns of the table in the terminal; report.md and runs.csv have all.
         growing: Keys of `settings` that may be others when a folder is used again: what is finished is kept.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from sae_lens_afa.experiments import Arm, ground_truth_sweep
+        >>> sweep = replace(ground_truth_sweep("tiny"), arms=(Arm("topk", "k", (2, 3)),), seeds=(0,))
+        >>> [run.name for run in sweep.with_steps(100).runs()]
+        ['topk k=2', 'topk k=3']
     """
 
     title: str
@@ -95,11 +102,11 @@ class Sweep(ABC):
         """Return all that the results depend on, as JSON values."""
 
     @abstractmethod
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[RunGroup]:
         """Return all groups, in the order in which they are run."""
 
     @abstractmethod
-    def run_group(self, group: Group, advance: Advance) -> list[dict[str, Any]]:
+    def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         """Train and measure the runs of a group: a row for each. `advance` is told of SAE-steps that are done."""
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""What the kernels share: compilation that is cached where it can be, and rows divided among threads.
+"""Compilation that is cached where it can be, and rows divided among threads, for all kernels.
 
 Rows are divided among plain threads that run kernels without the interpreter's lock, and not by numba's `prange`:
 its portable threading layer aborts a process that enters it from two threads, the OpenMP ones do not survive a
@@ -32,7 +32,7 @@ def compiled_sum(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def compiled_fused(function: Callable[P, R]) -> Callable[P, R]:
-    """As `compiled_sum`, and a product and its sum may be rounded once: for products of matrices."""
+    """Compile like `compiled_sum`, with a product and its sum rounded once: for products of matrices."""
     return _compile(function, fastmath={"reassoc", "nsz", "contract"})
 
 

@@ -23,7 +23,7 @@ _EPSILON = 1e-5  # SAELens'
 
 
 class TokenStatistics(NamedTuple):
-    """What layer_norm took from each token of a batch."""
+    """Mean and standard deviation that layer_norm took from each token of a batch."""
 
     mean: Float[Tensor, "*tokens 1"]
     std: Float[Tensor, "*tokens 1"]
@@ -48,7 +48,7 @@ class _Encoded(threading.local):
 
 
 def _usable(statistics: TokenStatistics, feature_acts: Tensor) -> TokenStatistics:
-    """The statistics as they are to be decoded with: without their graph where the code has none.
+    """Return the statistics as they are to be decoded with: without their graph where the code has none.
 
     The graph of a code that was detached may be freed; what was made in inference mode cannot be saved for backward.
     """
@@ -95,7 +95,7 @@ class RememberedLayerNorm(SAE[Any]):
             self._encoded.of_code[feature_acts] = self._encoded.last
 
     def decode_with_own_statistics(self, feature_acts: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """What `decode` makes of these codes, with the statistics of the tokens that they were encoded from.
+        """Decode these codes by `decode`, with the statistics of the tokens that they were encoded from.
 
         A code that an encode returned has its own, also after an edit in place and after other batches were encoded.
         Anything else, such as an edited copy, has those of the last batch if it has as many tokens. A compiled decode

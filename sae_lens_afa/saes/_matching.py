@@ -1,4 +1,4 @@
-"""Which tokens and features of a batch are matched, given how many matches there may be.
+"""Matching tokens and features of a batch, given how many matches there may be.
 
 Mutual Choice keeps the largest pre-activations of the whole batch, Feature Choice the largest of each feature
 (arXiv 2411.02124). Both come down to a cut: the value of the last match. It is found on the values alone, so
@@ -70,19 +70,19 @@ def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def firing_counts(acts: Tensor, above: Tensor | float = 0.0) -> Tensor:
-    """On how many tokens each feature of `acts` [..., d_sae] is larger than `above`, one or its own: int64 [d_sae]."""
+    """Count the tokens on which each feature of `acts` [..., d_sae] is larger than `above`: int64 [d_sae]."""
     return _counts(acts, lambda part: part > above)
 
 
 @torch.no_grad()
 def reached_counts(acts: Tensor, threshold: Tensor) -> Tensor:
-    """On how many tokens each feature of `acts` is positive and at least its threshold [d_sae]: int64 [d_sae]."""
+    """Count the tokens on which each feature is positive and at least its threshold [d_sae]: int64 [d_sae]."""
     lowest = threshold.clamp(min=_SMALLEST)
     return _counts(acts, lambda part: as_compared(part) >= lowest)
 
 
 def just_below(threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest value of `dtype` that is less than a float32 threshold, and not negative; NaN for NaN.
+    """Return the largest value of `dtype` that is less than a float32 threshold, and not negative; NaN for NaN.
 
     What reaches the threshold is what exceeds this: JumpReLU's comparison.
     """
@@ -104,7 +104,7 @@ def _counts(acts: Tensor, fires: Callable[[Tensor], Tensor]) -> Tensor:
 
 @torch.no_grad()
 def finite_tokens(acts: Tensor) -> Tensor | None:
-    """Which tokens of `acts` [..., d_sae] are finite in all entries, bool [...]; None where all are."""
+    """Mark the tokens of `acts` [..., d_sae] that are finite in all entries, bool [...]; None where all are."""
     # One pass with nothing kept: a sum is finite only if all its terms are.
     accurate = torch.promote_types(acts.dtype, torch.float32)
     if bool(acts.sum(dtype=accurate).isfinite()):
@@ -115,17 +115,17 @@ def finite_tokens(acts: Tensor) -> Tensor | None:
 
 
 def matches_of(n_matches: int, n_finite: int, n_tokens: int) -> int:
-    """How many of a batch's matches its finite tokens have."""
+    """Return the number of a batch's matches that its finite tokens have, in proportion."""
     return n_matches if n_finite == n_tokens else round(n_matches * n_finite / n_tokens)
 
 
 def as_compared(acts: Tensor) -> Tensor:
-    """As values are compared: float64 as float32, all else as it is."""
+    """Return activations as they are compared: float64 as float32, all else as it is."""
     return acts.float() if acts.dtype == torch.float64 else acts
 
 
 def _rows_per_block(rows: Tensor) -> int:
-    """Chunked passes: on CPU through its caches, elsewhere in few launches; never a [tokens, d_sae] temporary."""
+    """Return the rows of a chunk: what stays in cache on a CPU, few launches elsewhere; no [tokens, d_sae] beside."""
     return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 4)
 
 
@@ -137,12 +137,15 @@ def _on_cpu(rows: Tensor) -> bool:
 
 
 def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
-    """The n-th largest entry of all if it is positive, else 0."""
+    """Find the n-th largest entry of all if it is positive, else 0.
+
+    On a CPU a random sample says above which value the cut is almost sure to be, by four standard deviations of the
+    sample's count: only the few entries above it are ordered. Where the sample misled, all positive ones are.
+    """
     blocks = rows.split(_rows_per_block(rows))
     if not _on_cpu(rows):
         goal = torch.full((1,), n_matches, device=rows.device)
         return _bisect(goal, lambda value: torch.stack([(part >= value).sum() for part in blocks]).sum())[0]
-    # A sample says above which value the cut is almost sure to be: only the few entries above it are ordered.
     positions = torch.randint(rows.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
     sample = rows.reshape(-1)[positions].float().nan_to_num(0.0).clamp(min=0).sort(descending=True).values
     expected = n_matches / rows.numel() * _SAMPLES
@@ -155,7 +158,7 @@ def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
 
 
 def _feature_cuts(rows: Tensor, n_matches: Tensor) -> Tensor:
-    """The m_i-th largest entry of each column if it is positive, else 0; inf where m_i = 0."""
+    """Find the m_i-th largest entry of each column if it is positive, else 0; inf where m_i = 0."""
     n_tokens, d_sae = rows.shape
     if not _on_cpu(rows):
         blocks = rows.split(_rows_per_block(rows))
@@ -174,7 +177,7 @@ def _feature_cuts(rows: Tensor, n_matches: Tensor) -> Tensor:
 
 
 def _bisect(n_matches: Tensor, count_from: Callable[[Tensor], Tensor]) -> Tensor:
-    """The largest value that at least `n_matches` entries reach, bit by bit: floats >= 0 are ordered as their bits."""
+    """Find the largest value that at least `n_matches` entries reach, bit by bit: floats >= 0 are ordered as bits."""
     bits = torch.zeros_like(n_matches, dtype=torch.int32)
     for bit in reversed(range(31)):
         trial = bits | (1 << bit)
@@ -186,7 +189,7 @@ def _bisect(n_matches: Tensor, count_from: Callable[[Tensor], Tensor]) -> Tensor
 
 
 def _keep_from(rows: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
-    """`rows` with all positive entries from the cut on, and how many of each column are; ties are all kept."""
+    """Keep all positive entries from the cut on, ties included; return them and their number in each column."""
     # With an axis: a 0-d tensor would be rounded to the dtype of the rows before it is compared with them.
     lowest = cut.clamp(min=_SMALLEST).reshape(-1)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
@@ -218,7 +221,7 @@ def _drop_feature_surplus(out: Tensor, cuts: Tensor, surplus: Tensor) -> None:
 
 
 def _applied(keep: Callable[[Tensor], tuple[Tensor, Tensor]], acts: Tensor) -> tuple[Tensor, Tensor]:
-    """What `keep` makes of the finite ones of [tokens, d_sae], in the shape and dtype of `acts`."""
+    """Apply `keep` to the finite ones of [tokens, d_sae]; the result has the shape and dtype of `acts`."""
     rows = acts.detach().reshape(-1, acts.shape[-1])
     finite = finite_tokens(rows)
     if finite is None:

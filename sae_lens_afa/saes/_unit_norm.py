@@ -58,7 +58,7 @@ def forget_seen(sae: TrainingSAE[Any]) -> None:
 
 
 def _hook_on(sae: TrainingSAE[Any]) -> _UnitNorm | None:
-    """The hook of this SAE on the W_dec that it has now, put there if need be; None where W_dec is not trained."""
+    """Return the hook of this SAE on its present W_dec, put there if need be; None where W_dec is not trained."""
     W_dec = sae.W_dec
     # A functional call puts in a tensor that may not be a leaf.
     if not isinstance(W_dec, nn.Parameter) or not W_dec.requires_grad:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -71,7 +71,7 @@ def _hook_on(sae: TrainingSAE[Any]) -> _UnitNorm | None:
 
 
 def _hook_of(sae: TrainingSAE[Any]) -> _UnitNorm | None:
-    """Asked of the parameter, not remembered: deepcopy and load_state_dict(assign=True) put another in its place."""
+    """Find the hook on the parameter itself: deepcopy and load_state_dict(assign=True) put another in its place."""
     hooks: Mapping[int, Any] = getattr(sae.W_dec, "_post_accumulate_grad_hooks", None) or {}
     own = (hook for hook in hooks.values() if isinstance(hook, _UnitNorm) and hook.is_of(sae))
     return next(own, None)
@@ -92,12 +92,12 @@ class _UnitNorm:
         self.seen: Tensor | None = None
 
     def is_of(self, sae: TrainingSAE[Any]) -> bool:
-        """Whether it constrains this SAE."""
+        """Tell whether it constrains this SAE."""
         return self._sae() is sae
 
     @torch.no_grad()
     def sees_a_step(self, W_dec: Tensor) -> bool:
-        """Whether W_dec has changed since its last gradient; waits for the device, but only until it is armed."""
+        """Tell whether W_dec has changed since its last gradient; waits for the device, but only until it is armed."""
         if self.armed or self.seen is None:
             return False
         return not torch.equal(W_dec[:, 0], self.seen.to(W_dec))
@@ -126,6 +126,6 @@ def _fold_norms(sae: TrainingSAE[Any]) -> None:
 
 
 def _row_norms(W_dec: Tensor) -> Tensor:
-    """Row norms, shape [d_sae, 1]; 1 for a zero row, which dividing then leaves as it is."""
+    """Return row norms, shape [d_sae, 1]; 1 for a zero row, which dividing then leaves as it is."""
     norms = torch.linalg.vector_norm(W_dec, dim=-1, keepdim=True)
     return torch.where(norms > 0, norms, 1.0)

@@ -64,6 +64,12 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
 
     Raises:
         ValueError: a value outside its range; the message names the field and what to do.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> cfg = afa.FeatureChoiceTrainingSAEConfig(d_in=8, d_sae=32, k=4, prior="zipf", zipf_exponent=1.0)
+        >>> cfg.get_inference_config_class().architecture()
+        'jumprelu'
     """
 
     prior: Literal["uniform", "zipf"] = "uniform"
@@ -111,6 +117,13 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
     Attributes:
         feature_threshold: What a feature's activation has to reach in eval mode and once saved, [d_sae].
         n_choice_batches: Batches of Feature Choice so far. With the law, it says in which phase a resumed run is.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.FeatureChoiceTrainingSAE(afa.FeatureChoiceTrainingSAEConfig(d_in=8, d_sae=32, k=4))
+        >>> sae.encode(torch.randn(10, 8)).shape
+        torch.Size([10, 32])
     """
 
     cfg: FeatureChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -152,7 +165,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
 
     @uncompiled
     def _report_thresholds(self, output: TrainStepOutput) -> None:
-        """The thresholds in force in place of the first phase's, which stands still; computed only where logged."""
+        """Log the thresholds in force instead of the first phase's, which stands still; computed only if logged."""
         del output.metrics["topk_threshold"]
         threshold = self.feature_threshold
         output.metrics |= {
@@ -190,7 +203,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         self._fits_to_batch = False
 
     def _law(self, hidden_pre: Tensor | None = None) -> ZipfLaw:
-        """The law by which features share the matches: given, or fitted to the densities observed so far.
+        """Return the law by which features share the matches: given, or fitted to the densities observed so far.
 
         Without any, it is fitted to how Mutual Choice would share out a batch, by its pre-activations.
         """
@@ -207,7 +220,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
 
     @uncompiled
     def _matches(self, hidden_pre: Tensor) -> Tensor:
-        """m_i of this batch for each feature, int64 [d_sae]."""
+        """Return m_i, the matches of each feature in this batch, int64 [d_sae]."""
         n_matches, n_tokens = self.budget(hidden_pre), hidden_pre.shape[:-1].numel()
         turn = self.turn if n_matches < self.cfg.d_sae else 0
         expected = self.expected_by_rank()

@@ -56,6 +56,12 @@ class MutualChoiceTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
     Raises:
         ValueError: a value outside its range; the message names the field and what it may be.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> cfg = afa.MutualChoiceTrainingSAEConfig(d_in=8, d_sae=32, k=4)
+        >>> cfg.dying_fraction
+        0.1
     """
 
     dying_fraction: float = 0.1
@@ -97,8 +103,15 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     """Mutual Choice SAE: parameters of SAELens' BatchTopK, and the state of `DensityTracking`.
 
     In training mode a batch shares out its matches; in eval mode, and once saved, the tracked threshold decides.
-    `training_forward_pass` adds to BatchTopK's figures the number of matches that found no positive pre-activation
+    `training_forward_pass` adds to BatchTopK's metrics the number of matches that found no positive pre-activation
     (`unused_matches`), the number of features that are under-used but not dead, and the law.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> sae = afa.MutualChoiceTrainingSAE(afa.MutualChoiceTrainingSAEConfig(d_in=8, d_sae=32, k=4))
+        >>> int((sae.encode(torch.randn(10, 8)) > 0).sum())
+        40
     """
 
     cfg: MutualChoiceTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -115,18 +128,18 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature activations and pre-activations, each [..., d_sae], of raw activations."""
+        """Return feature activations and pre-activations, each [..., d_sae], of raw activations."""
         feature_acts, hidden_pre = super().encode_with_hidden_pre(x)
         self.remember_code(feature_acts)
         return feature_acts, hidden_pre
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `NormMatchingSAE.decode`."""
+        """Return the reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `NormMatchingSAE.decode`."""
         return self.decode_with_own_statistics(feature_acts, super().decode)
 
     def match(self, hidden_pre: Tensor) -> Tensor:
-        """Feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
+        """Return feature activations of pre-activations, both [..., d_sae], as the mode asks for."""
         if not self.training:
             return torch.where(as_compared(hidden_pre) < self.threshold, 0, hidden_pre)  # NaN stays visible
         acts, cut = self.share_out(hidden_pre)
@@ -134,11 +147,11 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
         return for_hooks(acts, self.hook_sae_acts_post)
 
     def share_out(self, hidden_pre: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch's matches, and the cut: see `sae_lens_afa.saes._matching`."""
+        """Return the batch's matches, and the cut: see `sae_lens_afa.saes._matching`."""
         return mutual_choice(hidden_pre, self.budget(hidden_pre))
 
     def budget(self, hidden_pre: Tensor) -> int:
-        """Matches that the batch has.
+        """Return the number of matches that the batch has.
 
         Raises:
             ValueError: none, because it is too small.
@@ -154,7 +167,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @property
     def threshold(self) -> Tensor:
-        """What an activation has to reach in eval mode, float32 [1] or [d_sae]: the cut of a batch is a match, too."""
+        """Least activation that counts in eval mode, float32 [1] or [d_sae]: the cut of a batch is a match, too."""
         return self.topk_threshold.float().reshape(1)
 
     @override
@@ -171,11 +184,11 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @uncompiled
     def begin_step(self, trainer_step: int) -> None:
-        """What is due before a batch is encoded, at the step that the trainer says."""
+        """Do what is due before a batch is encoded, at the step that the trainer says."""
         self.prepare(self.step_of(trainer_step))
 
     def prepare(self, step: int) -> None:
-        """What is due before the batch of step `step`."""
+        """Do what is due before the batch of step `step`."""
         self.refit_law_if_due(step)
 
     @uncompiled
@@ -192,7 +205,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @uncompiled
     def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
-        """What is tracked of a batch: its pre-activations [..., d_sae], and on how many tokens each feature fired."""
+        """Track a batch by its pre-activations [..., d_sae] and the number of tokens on which each feature fired."""
         self.observe_densities(counts, hidden_pre.shape[:-1].numel())
 
     @override
@@ -216,7 +229,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     def calculate_aux_loss(
         self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        """aux_zipf_loss, in the space of the raw input, where SAELens takes the MSE."""
+        """Return aux_zipf_loss in the space of the raw input, where SAELens takes the MSE."""
         x, dead = step_input.sae_in, step_input.dead_neuron_mask
         self._under_used = self.under_used(dead)
         # Dead features as in SAELens; of those that are under-used no more than of those that are not.

@@ -1,4 +1,4 @@
-"""The Zipf law of feature densities: fitting it, what it expects of each rank, and whole matches by it.
+"""The Zipf law of feature densities: its fit, the densities that it expects, and whole matches by it.
 
 A feature's density is the share of tokens on which it fires. Sorted by density, the features of trained SAEs follow
 a Zipf law, but for the rarest, which fall below it. Mutual Choice and Feature Choice SAEs (Ayonrinde, arXiv
@@ -40,7 +40,7 @@ _TURN = _GOLDEN
 
 
 class ZipfLaw(NamedTuple):
-    """density(rank) = scale * (rank + offset)^-exponent.
+    """A law of densities by rank: density(rank) = scale * (rank + offset)^-exponent.
 
     Attributes:
         exponent: s >= 0; 0 makes all features alike.
@@ -48,6 +48,11 @@ class ZipfLaw(NamedTuple):
         scale: Factor in front. `expected_densities` does without it.
         r_squared: Share of the variance of log density that the law explains over the ranks it was fitted to.
         last_rank: The last of those ranks; rarer features fall below the law.
+
+    Example:
+        >>> from sae_lens_afa.saes.zipf import ZipfLaw
+        >>> ZipfLaw(exponent=1.0).offset
+        0.0
     """
 
     exponent: float
@@ -76,6 +81,8 @@ def fit_zipf(densities: Tensor, *, exponent: float | None = None, offset: float 
         ValueError: a density is negative or not finite, or fewer than 3 features fire.
 
     Example:
+        >>> import torch
+        >>> from sae_lens_afa.saes.zipf import fit_zipf
         >>> law = fit_zipf(0.3 * (torch.arange(1, 1001) + 4.0) ** -1.25)
         >>> round(law.exponent, 4), round(law.offset, 3)
         (1.25, 4.0)
@@ -121,7 +128,7 @@ def _fit(ranks: _Array, y: _Array, exponent: float | None, offsets: _Array) -> Z
 
 
 def _regress(x: _Array, y: _Array, exponent: float | None) -> tuple[_Array, _Array, _Array]:
-    """Least squares of y = level - slope * x over the last axis, slope >= 0 or given: slope, level, squared error."""
+    """Fit y = level - slope * x over the last axis, slope >= 0 or given; return slope, level and squared error."""
     x_mean, dy = x.mean(-1, keepdims=True), y - y.mean()
     dx = x - x_mean
     if exponent is None:
@@ -133,7 +140,7 @@ def _regress(x: _Array, y: _Array, exponent: float | None) -> tuple[_Array, _Arr
 
 
 def _minimise(error: Callable[[float], float], low: float, high: float) -> float:
-    """Golden-section search for the minimum of a function that has one between `low` and `high`; `low` on a draw."""
+    """Find the minimum that a function has between `low` and `high` by golden sections; `low` on a draw."""
     start, best_at_start = low, error(low)
     left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_left, at_right = error(left), error(right)
@@ -150,7 +157,7 @@ def _minimise(error: Callable[[float], float], low: float, high: float) -> float
 
 
 def expected_densities(law: ZipfLaw, d_sae: int, l0: float) -> Tensor:
-    """The densities that the law expects of ranks 1 to `d_sae` if they sum to `l0` and none is above 1.
+    """Return the densities that the law expects of ranks 1 to `d_sae` if they sum to `l0` and none is above 1.
 
     Args:
         law: Its exponent and offset are used.
@@ -163,6 +170,11 @@ def expected_densities(law: ZipfLaw, d_sae: int, l0: float) -> Tensor:
 
     Raises:
         ValueError: `l0` is not between 0 and `d_sae`.
+
+    Example:
+        >>> from sae_lens_afa.saes.zipf import ZipfLaw, expected_densities
+        >>> [round(density, 4) for density in expected_densities(ZipfLaw(1.0), d_sae=3, l0=1.1).tolist()]
+        [0.6, 0.3, 0.2]
     """
     if not 0 <= l0 <= d_sae:
         raise ValueError(f"l0 must be between 0 and d_sae = {d_sae}, got {l0}.")
@@ -171,7 +183,7 @@ def expected_densities(law: ZipfLaw, d_sae: int, l0: float) -> Tensor:
 
 
 def allocate_matches(densities: Tensor, n_matches: int, n_tokens: int, *, turn: int = 0) -> Tensor:
-    """Whole numbers of matches for each feature, in proportion to expected densities, that sum to `n_matches`.
+    """Return whole numbers of matches for each feature, in proportion to expected densities, that sum to `n_matches`.
 
     The quota of a feature is its share of the matches, but no more than `n_tokens` (a feature matches a token
     once), and no less than 1 if there are as many matches as features; the rest goes to the others in proportion.
@@ -192,6 +204,12 @@ def allocate_matches(densities: Tensor, n_matches: int, n_tokens: int, *, turn: 
 
     Raises:
         ValueError: no allocation sums to `n_matches`, because it is less than 1 or more than d_sae * n_tokens.
+
+    Example:
+        >>> import torch
+        >>> from sae_lens_afa.saes.zipf import allocate_matches
+        >>> allocate_matches(torch.tensor([0.6, 0.3, 0.2]), n_matches=11, n_tokens=10)
+        tensor([6, 3, 2])
     """
     d_sae = len(densities)
     if not 1 <= n_matches <= d_sae * n_tokens:
@@ -212,14 +230,14 @@ def allocate_matches(densities: Tensor, n_matches: int, n_tokens: int, *, turn: 
 
 
 def _by_turns(quota: _Array, total: int, turn: int) -> NDArray[np.int64]:
-    """Systematic rounding: steps of the cumulative quota over whole numbers, shifted by another amount each turn."""
+    """Round systematically: steps of the cumulative quota over whole numbers, shifted by another amount each turn."""
     cumulative = np.concatenate([[0.0], quota.cumsum()])
     cumulative[-1] = total
     return np.diff(np.floor(cumulative + (turn * _TURN) % 1).astype(np.int64))
 
 
 def _scaled_to(shares: _Array, total: float, *, at_least: float, at_most: float) -> _Array:
-    """`shares` times the one factor with which they sum to `total` once they are clipped to the bounds."""
+    """Multiply `shares` by the one factor with which they sum to `total` once they are clipped to the bounds."""
     shares = shares.clip(min=_TINY)
     low, high = (at_least or total / shares.sum() * shares.max()) / shares.max(), at_most / shares.min()
     for _ in range(_HALVINGS):

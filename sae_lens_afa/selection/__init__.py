@@ -1,4 +1,4 @@
-"""Which features are active: those whose norm matches the input's, or those above a threshold of their token.
+"""Selection of active features: those whose norm matches the input's, or those above a threshold of their token.
 
 Both rules are functions of tensors in `sae_lens_afa.selection.rules`. `norm_matching_topk`, that of top-AFA, has
 interchangeable back ends with the same result: "numba" (compiled, for CPU), "triton" (compiled, for cuda) and "torch"

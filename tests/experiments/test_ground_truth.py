@@ -26,6 +26,16 @@ from sae_lens_afa.experiments.tables import runs_table
 from sae_lens_afa.experiments.worlds import WORLDS
 
 
+class Undrawn(GroundTruthSweep):
+    """The sweep without its plots, which take longer than its training."""
+
+    plots = ()
+
+
+def undrawn(sweep, kind=Undrawn):
+    return kind(**{field.name: getattr(sweep, field.name) for field in fields(sweep)})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "out"
@@ -73,7 +83,7 @@ def test_the_report_has_every_setting_and_the_command(finished):
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
-    sweep = ground_truth_sweep("tiny")
+    sweep = undrawn(ground_truth_sweep("tiny"))
     assert run_sweep(sweep, tmp_path / "out", progress=False, max_groups=1) is None
     first = tmp_path / "out" / "runs" / "tiny-seed0.json"
     before = first.stat().st_mtime_ns
@@ -90,18 +100,16 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
 
 
 def test_a_sweep_that_grows_runs_what_is_new_and_ends_the_same(finished, tmp_path):
-    first = ground_truth_sweep("tiny", arms=PRESETS["tiny"].arms[:1], seeds=[1])
+    first = undrawn(ground_truth_sweep("tiny", arms=PRESETS["tiny"].arms[:1], seeds=[1]))
     run_sweep(first, tmp_path / "out", progress=False)
     trained: list[str] = []
 
-    class Watched(GroundTruthSweep):
+    class Watched(Undrawn):
         def run_group(self, group, advance):
             trained.extend(f"{group.seed} {run.name}" for _, run in group.members)
             return super().run_group(group, advance)
 
-    sweep = ground_truth_sweep("tiny")
-    watched = Watched(**{field.name: getattr(sweep, field.name) for field in fields(sweep)})
-    result = run_sweep(watched, tmp_path / "out", progress=False)
+    result = run_sweep(undrawn(ground_truth_sweep("tiny"), Watched), tmp_path / "out", progress=False)
     assert result.rows == finished.rows
     assert trained == [
         "0 topk k=2",
@@ -115,7 +123,7 @@ def test_a_sweep_that_grows_runs_what_is_new_and_ends_the_same(finished, tmp_pat
 def test_runs_that_fail_are_shown_and_not_dropped(tmp_path, capsys):
     # SAELens' TopK raises under layer_norm as soon as a latent is dead.
     arms = [Arm("topk", "k", (1,), {"normalize_activations": "layer_norm"}), Arm("standard", "l1_coefficient", (0.1,))]
-    result = run_sweep(ground_truth_sweep("tiny", arms=arms, steps=40), tmp_path / "out")
+    result = run_sweep(undrawn(ground_truth_sweep("tiny", arms=arms, steps=40)), tmp_path / "out")
     assert result.n_failed == 2
     assert "2 failed" in str(result)
     table = pd.read_csv(tmp_path / "out" / "runs.csv")

@@ -16,7 +16,8 @@ PUSH = 'afa.push_to_hub({"a": make()}, "me/saes")'
 )
 def test_reading(client, repo_id, token, says):
     client.run(PUSH)
-    for call in ("load", "list_saes", "hub.info"):
+    # One token is enough to see that all three read in the same way.
+    for call in ("load", "list_saes", "hub.info") if token == "hf_other" else ("load",):
         error = client.error(f"afa.{call}({repo_id!r})", token=token)
         assert error.startswith(says), error
 

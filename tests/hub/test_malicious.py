@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 
+pytestmark = pytest.mark.slow  # a process for each file
+
 PREPARE = """
     make().save_inference_model("good")
     afa.push_to_hub({"a": "good"}, "me/saes")

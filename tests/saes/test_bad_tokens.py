@@ -8,29 +8,21 @@ from typing import Any
 import afa_threshold_helpers
 import choice_helpers
 import pytest
+import small_saes
 import top_afa_helpers
 import torch
 from choice_helpers import VARIANTS
 from sae_lens import SAE
-from sae_lens.registry import get_sae_class, get_sae_training_class
+from small_saes import D_IN, KINDS, TRAINING
 from torch import Tensor
 
-D_IN, D_SAE = 12, 40
 BAD = 3
-TRAINING = ("top_afa", "afa_threshold", "mutual_choice", "feature_choice")
-ALL = pytest.mark.parametrize(
-    "kind", [*TRAINING, "inference top_afa", "inference afa_threshold", "saved mutual_choice"]
-)
+ALL = pytest.mark.parametrize("kind", [*KINDS, "saved mutual_choice"])
 CHOICES = pytest.mark.parametrize("variant", VARIANTS)
 
 
 def build(kind: str, folder: Any, **overrides: Any) -> Any:
-    get = get_sae_class if kind.startswith("inference") else get_sae_training_class
-    sae_class, config_class = get(kind.split()[-1])
-    settings = {"d_in": D_IN, "d_sae": D_SAE, "normalize_activations": "none", **overrides}
-    if "choice" in kind:
-        settings["k"] = 4
-    sae = sae_class(config_class(**settings))
+    sae = small_saes.build(kind.removeprefix("saved "), **{"normalize_activations": "none", **overrides})
     if not kind.startswith("saved"):
         return sae
     sae.save_inference_model(folder)

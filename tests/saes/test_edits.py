@@ -12,13 +12,12 @@ import torch
 from sae_lens import SAE
 from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
+from small_saes import D_IN, D_SAE, TRAINING
 from torch import Tensor
 
 from sae_lens_afa.saes._matching import feature_choice, mutual_choice
 from sae_lens_afa.selection import above_threshold, norm_matching_topk
 
-D_IN, D_SAE = 12, 40
-OURS = ("top_afa", "afa_threshold", "mutual_choice", "feature_choice")
 SAELENS = ("standard", "topk", "batchtopk", "jumprelu")
 SETTINGS: dict[str, dict[str, Any]] = {
     "top_afa": {"normalize_activations": "none"},
@@ -79,14 +78,14 @@ def zeroed(t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
-@pytest.mark.parametrize("architecture", OURS + SAELENS)
+@pytest.mark.parametrize("architecture", [*TRAINING, *SAELENS])
 def test_every_output_can_be_edited_in_place(architecture, dtype):
     sae = build(architecture, dtype=dtype)
     for leading, mode, grad in product([(7,), (2, 3), (2, 1, 3)], [True, False], [True, False]):
         x = torch.randn(*leading, D_IN).to(sae.dtype)
         with torch.set_grad_enabled(grad):
             for tensor in outputs(sae.train(mode), x):
-                if architecture in OURS:
+                if architecture in TRAINING:
                     assert not tensor._is_view()
                 tensor[..., 0] = 0.0
                 assert (tensor[..., 0] == 0).all()
@@ -134,7 +133,7 @@ def test_selections_can_be_edited_in_place(leading):
             out.sum().backward()
 
 
-@pytest.mark.parametrize("architecture", OURS)
+@pytest.mark.parametrize("architecture", TRAINING)
 def test_a_layout_that_is_not_contiguous_is_kept_right(architecture):
     sae = build(architecture, dtype="float64")
     x = torch.randn(3, 5, D_IN, dtype=torch.float64)
@@ -143,7 +142,7 @@ def test_a_layout_that_is_not_contiguous_is_kept_right(architecture):
             torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("architecture", OURS)
+@pytest.mark.parametrize("architecture", TRAINING)
 def test_the_gradient_after_an_edit_of_the_code_is_refused(architecture):
     sae, x = build(architecture), torch.randn(6, D_IN)
     acts = sae.encode(x)
@@ -157,7 +156,7 @@ def test_the_gradient_after_an_edit_of_the_code_is_refused(architecture):
 
 
 @pytest.mark.parametrize("leading", [(6,), (2, 3)])
-@pytest.mark.parametrize("architecture", OURS)
+@pytest.mark.parametrize("architecture", TRAINING)
 def test_a_hook_that_edits_the_code_has_the_right_gradient(architecture, leading):
     sae, x, weight = build(architecture), torch.randn(*leading, D_IN), torch.randn(*leading, D_SAE)
     active = (sae.encode(x) > 0).detach()
@@ -174,7 +173,7 @@ def test_a_hook_that_edits_the_code_has_the_right_gradient(architecture, leading
 
 
 @pytest.mark.parametrize("leading", [(6,), (2, 3)])
-@pytest.mark.parametrize("architecture", OURS)
+@pytest.mark.parametrize("architecture", TRAINING)
 def test_a_hook_that_edits_the_pre_activations_has_the_right_gradient(architecture, leading):
     sae, x, weight = build(architecture), torch.randn(*leading, D_IN), torch.randn(*leading, D_SAE)
 
@@ -192,7 +191,7 @@ def test_a_hook_that_edits_the_pre_activations_has_the_right_gradient(architectu
 
 
 @pytest.mark.parametrize("name", ["hidden_pre", "sae_out"])
-@pytest.mark.parametrize("architecture", OURS)
+@pytest.mark.parametrize("architecture", TRAINING)
 def test_the_gradient_after_an_edit_of_another_output_is_right_or_refused(architecture, name):
     sae, x = build(architecture), torch.randn(6, D_IN)
     twin = copy.deepcopy(sae)  # Feature Choice's features take turns from step to step

@@ -9,29 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import small_saes
 import torch
 from sae_lens import SAE
-from sae_lens.registry import get_sae_class, get_sae_training_class
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
+from small_saes import D_IN, D_SAE, INFERENCE, KINDS, TRAINING
 from torch import Tensor
 
 from sae_lens_afa.saes._layer_norm import _Encoded
 
-D_IN, D_SAE = 12, 40
-TRAINING = ("top_afa", "afa_threshold", "mutual_choice", "feature_choice")
-INFERENCE = ("inference top_afa", "inference afa_threshold")
-ALL = pytest.mark.parametrize("kind", TRAINING + INFERENCE)
+ALL = pytest.mark.parametrize("kind", KINDS)
 
 
 def build(kind: str, **overrides: Any) -> Any:
-    get = get_sae_class if kind.startswith("inference") else get_sae_training_class
-    sae_class, config_class = get(kind.split()[-1])
-    settings = {"d_in": D_IN, "d_sae": D_SAE, "normalize_activations": "layer_norm", **overrides}
-    if "choice" in kind:
-        settings["k"] = 8
-    sae = sae_class(config_class(**settings))
-    sae.b_dec.data.normal_(std=0.1)
-    return sae.eval()  # in which a code depends on nothing else
+    return small_saes.build(
+        kind, **{"normalize_activations": "layer_norm", **overrides}
+    ).eval()  # in which a code depends on nothing else
 
 
 def two_batches(*leading: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from step_paths import PATHS, take
-from test_top_afa_training import _LossOnly
-from top_afa_helpers import D_IN, D_SAE, build, step, to_inference
+from top_afa_helpers import D_IN, D_SAE, LossOnly, build, step, to_inference
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -79,7 +78,7 @@ def test_gradients_pass_gradcheck_on_either_path(path, take):
 
     def loss(*parameters: Tensor) -> Tensor:
         names = ("sae.W_enc", "sae.W_dec", "sae.b_dec")
-        return torch.func.functional_call(_LossOnly(sae, dead), dict(zip(names, parameters, strict=True)), x)
+        return torch.func.functional_call(LossOnly(sae, dead), dict(zip(names, parameters, strict=True)), x)
 
     parameters = tuple(p.detach().clone().requires_grad_() for p in (sae.W_enc, sae.W_dec, sae.b_dec))
     assert torch.autograd.gradcheck(loss, parameters, fast_mode=True)

@@ -8,10 +8,9 @@ import pytest
 import reference
 import torch
 from sae_lens.saes.sae import TrainStepInput
-from top_afa_helpers import D_IN, D_SAE, build, step, train
+from top_afa_helpers import D_IN, D_SAE, LossOnly, build, step, train
 from torch import Tensor
 
-from sae_lens_afa import TopAFATrainingSAE
 from sae_lens_afa.functional import afa_loss
 
 # ---- loss
@@ -80,20 +79,11 @@ def test_gradients_pass_gradcheck():
 
     def loss(W_enc: Tensor, W_dec: Tensor, b_dec: Tensor) -> Tensor:
         return torch.func.functional_call(
-            _LossOnly(sae, dead), {"sae.W_enc": W_enc, "sae.W_dec": W_dec, "sae.b_dec": b_dec}, x
+            LossOnly(sae, dead), {"sae.W_enc": W_enc, "sae.W_dec": W_dec, "sae.b_dec": b_dec}, x
         )
 
     parameters = tuple(p.detach().clone().requires_grad_() for p in (sae.W_enc, sae.W_dec, sae.b_dec))
     assert torch.autograd.gradcheck(loss, parameters, fast_mode=True)
-
-
-class _LossOnly(torch.nn.Module):
-    def __init__(self, sae: TopAFATrainingSAE, dead: Tensor) -> None:
-        super().__init__()
-        self.sae, self.dead = sae, dead
-
-    def forward(self, x: Tensor) -> Tensor:
-        return step(self.sae, x, self.dead).loss
 
 
 def test_metrics_come_on_logging_steps_only():

@@ -159,7 +159,7 @@ def test_a_batch_with_fewer_matches_than_features_gives_turns(n, data, exponent)
     turns = torch.stack([allocate_matches(expected, total, n_tokens, turn=turn) for turn in range(144)])
     assert (turns.sum(1) == total).all()
     assert ((turns >= quota.floor() - 1e-9) & (turns <= quota.ceil() + 1e-9)).all()
-    # A feature's share of the turns is its quota within the sequence's discrepancy, least at Fibonacci numbers: 2 / 144.
+    # A feature's share of the turns is its quota within the sequence's discrepancy, 2 / 144 at a Fibonacci number.
     assert ((turns.double().mean(0) - quota).abs() < 0.03).all()
 
 

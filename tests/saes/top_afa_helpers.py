@@ -45,3 +45,12 @@ def train(sae: TopAFATrainingSAE, x: Tensor, n_steps: int, optimizer: torch.opti
         optimizer.step()
         optimizer.zero_grad()
     return out
+
+
+class LossOnly(torch.nn.Module):
+    def __init__(self, sae: TopAFATrainingSAE, dead: Tensor) -> None:
+        super().__init__()
+        self.sae, self.dead = sae, dead
+
+    def forward(self, x: Tensor) -> Tensor:
+        return step(self.sae, x, self.dead).loss
