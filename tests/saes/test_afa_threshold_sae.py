@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 from afa_threshold_helpers import D_IN, D_SAE, build, step, tokens
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import SAE
 from top_afa_helpers import to_inference
@@ -63,6 +63,7 @@ def test_the_inference_config_is_checked_too(field, value):
 # ---- encoding
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(1, 4), max_size=3),
     st.sampled_from(["none", "layer_norm"]),
@@ -92,6 +93,7 @@ def test_the_test_data_has_both_active_and_inactive_features():
     assert 0.01 < share < 0.5
 
 
+@settings(max_examples=40)
 @given(st.integers(-40, 40))
 def test_scaling_by_a_power_of_two_scales_the_code_exactly(exponent):
     torch.manual_seed(0)
@@ -102,6 +104,7 @@ def test_scaling_by_a_power_of_two_scales_the_code_exactly(exponent):
     assert torch.equal(sae(factor * x), factor * recons)
 
 
+@settings(max_examples=40)
 @given(st.floats(1e-3, 1e3))
 def test_scaling_the_input_scales_the_code(factor):
     torch.manual_seed(0)
@@ -124,6 +127,7 @@ def test_rescaling_decoder_rows_into_the_encoder_changes_no_output():
     assert torch.equal(sae(x), before)
 
 
+@settings(max_examples=40)
 @given(st.permutations(range(D_SAE)))
 def test_permuting_features_permutes_the_code(order):
     torch.manual_seed(0)

@@ -6,7 +6,7 @@ import choice_reference as reference
 import pytest
 import torch
 from choice_helpers import D_IN, D_SAE, build, step, train
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sae_lens import BatchTopKTrainingSAEConfig, TopKTrainingSAEConfig
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
@@ -19,6 +19,7 @@ from sae_lens_afa.saes.zipf import ZipfLaw, expected_densities
 # ---- the loss
 
 
+@settings(max_examples=40)
 @given(st.data(), st.sampled_from(["topk", "batchtopk"]), st.booleans(), st.floats(0.01, 3))
 def test_with_no_dying_fraction_the_loss_is_saelens(data, architecture, rescale, coefficient):
     d_in, d_sae = data.draw(st.integers(2, 20)), data.draw(st.integers(2, 60))
