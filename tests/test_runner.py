@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import HOOK, runner_config
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME, TRAINER_STATE_FILENAME
 from safetensors.torch import load_file
 
-from runs import HOOK, runner_config
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import (
     InterruptibleTrainingRunner,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
+from runs import HOOK, runner_config
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
@@ -21,7 +22,6 @@ from sae_lens import (
 )
 from sae_lens.synthetic import SyntheticModelConfig, SyntheticSAERunner, SyntheticSAERunnerConfig
 
-from runs import HOOK, runner_config
 from sae_lens_afa import (
     AFAThresholdSAE,
     AFAThresholdTrainingSAE,

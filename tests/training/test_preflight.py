@@ -8,9 +8,9 @@ from collections import namedtuple
 
 import pytest
 from datasets import Dataset, DatasetDict
+from runs import runner_config
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAE
 
-from runs import runner_config
 from sae_lens_afa import AFAThresholdTrainingSAEConfig, FeatureChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import runner_config
 from sae_lens import SAE, TopKTrainingSAEConfig
 from sae_lens.training.sae_trainer import SAETrainer
 from tqdm import tqdm
 
-from runs import runner_config
 from sae_lens_afa import AFAThresholdTrainingSAEConfig, MutualChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
 from sae_lens_afa.loading.saes import load_sae
 from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingDivergedError
