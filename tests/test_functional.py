@@ -97,6 +97,7 @@ def test_coherence_is_that_of_the_whole_matrix_whatever_the_blocks(d_sae, d_in, 
         assert found.mean == pytest.approx(overlaps.sum().item() / (d_sae * (d_sae - 1)), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_coherence_of_a_large_dictionary_fits_in_memory():
     code = (
         "import resource, torch; from sae_lens_afa.functional import coherence\n"

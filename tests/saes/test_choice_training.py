@@ -153,6 +153,7 @@ def test_trains_beside_each_other_on_one_forward(tmp_path, model, dataset):
     MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
 
 
+@pytest.mark.slow
 @ALL
 def test_trains_on_saelens_synthetic_data_and_finds_as_many_features_on_new_data(tmp_path, name):
     cfg = SyntheticSAERunnerConfig(

@@ -8,7 +8,7 @@ from itertools import pairwise
 import choice_reference as reference
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sae_lens_afa.saes.zipf import ZipfLaw, allocate_matches, expected_densities, fit_zipf
@@ -149,6 +149,7 @@ def test_a_very_steep_law_is_bounded_on_both_sides():
     assert allocate_matches(torch.tensor([1.0, 1e-30, 1e-30]), 14, 10).tolist() == [10, 2, 2]
 
 
+@settings(max_examples=30)
 @given(st.integers(2, 200), st.data(), st.floats(0, 2))
 def test_a_batch_with_fewer_matches_than_features_gives_turns(n, data, exponent):
     total = data.draw(st.integers(1, n - 1))
