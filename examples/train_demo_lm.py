@@ -21,7 +21,7 @@ from tokenizers import ByteLevelBPETokenizer
 from tqdm import tqdm
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2TokenizerFast
 
-from sae_lens_afa.demo.text import load_text
+from sae_lens_afa.demo.chapters import load_text
 
 BOS = "<|endoftext|>"
 

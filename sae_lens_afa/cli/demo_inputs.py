@@ -41,6 +41,6 @@ def check_demo(*, model: str | None = None, dataset: str | None = None, activati
 def demo_model_and_text(device: str) -> dict[str, Any]:
     """Load the bundled model and its held-out text, as the arguments `model` and `dataset`."""
     from sae_lens_afa.demo import load_model
-    from sae_lens_afa.demo.text import held_out_dataset
+    from sae_lens_afa.demo.chapters import held_out_dataset
 
     return {"model": load_model(device), "dataset": held_out_dataset()}

@@ -9,8 +9,7 @@ if TYPE_CHECKING:
     from sae_lens_afa.evals.judge import evaluate_activations
     from sae_lens_afa.evals.language_model import run_afa_evals
     from sae_lens_afa.evals.metrics import AFAMetrics
-    from sae_lens_afa.evals.result import AFAResult
-    from sae_lens_afa.evals.table import results_table
+    from sae_lens_afa.evals.result import AFAResult, results_table
 else:
     from sae_lens_afa._lazy import lazy_names
 
@@ -21,9 +20,8 @@ else:
             "sae_lens_afa.evals.evaluator": ("AFAEvaluator",),
             "sae_lens_afa.evals.language_model": ("run_afa_evals",),
             "sae_lens_afa.evals.metrics": ("AFAMetrics",),
-            "sae_lens_afa.evals.result": ("AFAResult",),
+            "sae_lens_afa.evals.result": ("AFAResult", "results_table"),
             "sae_lens_afa.evals.judge": ("evaluate_activations",),
-            "sae_lens_afa.evals.table": ("results_table",),
         },
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import warnings
@@ -10,7 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from sae_lens_afa.evals.metric_list import METRICS
+from sae_lens_afa.evals.metric_list import FORMS, METRICS, Metric, in_reading_order
+from sae_lens_afa.loading.names import did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,9 +88,7 @@ class AFAResult:
         values: Mapping[str, float | None] = self.__dict__.get("values", {})  # empty while it is unpickled
         if name in values:
             return values[name]
-        near = difflib.get_close_matches(name, values)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise AttributeError(f"an AFAResult has no {name!r}{hint}", name=name, obj=self)
+        raise AttributeError(f"an AFAResult has no {name!r}{did_you_mean(name, values)}", name=name, obj=self)
 
     def __dir__(self) -> Iterable[str]:
         return [*super().__dir__(), *self.values]
@@ -102,8 +100,6 @@ class AFAResult:
         return f"AFAResult({', '.join(known)})"
 
     def __str__(self) -> str:
-        from sae_lens_afa.evals.table import results_table
-
         return results_table({"": self})
 
     @classmethod
@@ -181,6 +177,46 @@ class AFAResult:
         import pandas as pd
 
         return pd.DataFrame([self.to_dict()], index=pd.Index([name], name="sae"))
+
+
+def results_table(results: Mapping[str, AFAResult]) -> str:
+    """Return a table for the terminal: a column per SAE, a row per metric that has a title and is known of one.
+
+    Example:
+        >>> import torch
+        >>> import sae_lens_afa as afa
+        >>> from sae_lens_afa.evals import results_table
+        >>> result = afa.AFAMetrics.from_norms(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), d_sae=5).compute()
+        >>> results_table({"first": result, "second": result}).splitlines()[1].split()
+        ['tokens', '2', '2']
+    """
+    rows: list[tuple[str, ...]] = [("", *results)] if any(results) else []
+    form = None
+    for metric in in_reading_order([metric for metric in METRICS if metric.title]):
+        cells = [metric.cell(result.values[metric.name]) for result in results.values()]
+        if all(cell == "-" for cell in cells):
+            continue
+        if metric.form not in (None, form):
+            form = metric.form
+            rows.append((FORMS[form], *("" for _ in cells)))
+        rows.append((metric.title, *cells))
+        spreads = [_spread(metric, result) for result in results.values()]
+        if any(spread != "-" for spread in spreads):
+            indent = " " * (len(metric.title) - len(metric.title.lstrip()) + 2)
+            rows.append((f"{indent}5-95 %", *spreads))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = (
+        "  ".join([f"{row[0]:<{widths[0]}}"] + [f"{cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)])
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _spread(metric: Metric, result: AFAResult) -> str:
+    if not metric.spread_style:
+        return "-"
+    ends = [result.values[f"{metric.column}_{end}"] for end in ("q05", "q95")]
+    return "-" if None in ends else " - ".join(format(end, metric.spread_style) for end in ends)
 
 
 def check_version(data: Any, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,6 +9,8 @@ from typing import Any
 
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
+
+from sae_lens_afa.loading.names import did_you_mean
 
 _FORM = "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:..."
 
@@ -169,8 +170,7 @@ def config_class_of(architecture: str) -> type[TrainingSAEConfig]:
 
 
 def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3)
-    return f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(known)}"
+    return did_you_mean(name, known) or f"; there are {', '.join(known)}"
 
 
 def _number(text: str) -> float:

@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.evals.table import results_table
+from sae_lens_afa.evals.result import AFAResult, results_table
 from sae_lens_afa.files import write_into
 
 if TYPE_CHECKING:

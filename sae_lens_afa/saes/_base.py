@@ -208,7 +208,7 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
 
     @property
     def holds_unit_norm(self) -> bool:
-        """Whether decoder rows are kept at norm 1 while training."""
+        """True where decoder rows are kept at norm 1 while training."""
         return True
 
     @override

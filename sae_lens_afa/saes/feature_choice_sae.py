@@ -105,7 +105,7 @@ class FeatureChoiceTrainingSAEConfig(MutualChoiceTrainingSAEConfig):
 
     @property
     def fits_law(self) -> bool:
-        """Whether some of the law is fitted when Feature Choice starts; an offset alone only after a first phase."""
+        """True if some of the law is fitted when Feature Choice starts; an offset alone only after a first phase."""
         if self.prior != "zipf":
             return False
         return self.zipf_exponent is None or (self.zipf_offset is None and self.feature_choice_start_step > 0)
@@ -144,7 +144,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
 
     @property
     def choosing(self) -> bool:
-        """Whether features choose, rather than the batch as in Mutual Choice."""
+        """True if features choose, rather than the batch as in Mutual Choice."""
         if self._choosing is None:
             self._choosing = self.cfg.feature_choice_start_step == 0 or self.turn > 0
         return self._choosing
