@@ -14,8 +14,8 @@ from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, DEMO_TOKENS
-from sae_lens_afa.demo.model import MODEL_NAME, load_model
 from sae_lens_afa.demo.chapters import held_out_dataset, load_text
+from sae_lens_afa.demo.model import MODEL_NAME, load_model
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.reports import EvalReport, check_evaluation, evaluate_saes

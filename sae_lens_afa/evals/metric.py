@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,8 +15,6 @@ from sae_lens_afa.evals.moments import Array, quantile
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from sae_lens_afa.evals.sums import TokenSums
 
 # The paper's form: the bias as one more feature, against ||z||. The centred one: without it, against ||z - b_dec||.
 PAPER, CENTERED = "", "centered_"
@@ -49,10 +47,23 @@ class TokenColumns(NamedTuple):
     d_sae: int
 
 
+class Sums(Protocol):
+    """Sums over all tokens of a stream, as far as metrics read them (see `TokenSums`)."""
+
+    d_sae: int
+    n_tokens: int
+    n_nonfinite: int
+
+    def mean(self, name: str) -> float | None: ...
+    def total(self, name: str) -> int | None: ...
+    def pearson(self, form: str) -> float | None: ...
+    def explained_variance(self, *, raw: bool = False) -> float | None: ...
+
+
 class Stream(NamedTuple):
     """A stream of tokens: sums over all of them, and a table with the values of those that were kept."""
 
-    sums: TokenSums
+    sums: Sums
     table: pd.DataFrame
 
 

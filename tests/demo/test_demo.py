@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_lens_afa import TopAFATrainingSAE
 from sae_lens_afa.demo import load_text, model_folder, run_demo
-from sae_lens_afa.demo.run import HOOK_NAME, demo_config
 from sae_lens_afa.demo.chapters import held_out_dataset
+from sae_lens_afa.demo.run import HOOK_NAME, demo_config
 from sae_lens_afa.functional import feature_norm
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
 from sae_lens_afa.reports import evaluate_saes
