@@ -181,6 +181,7 @@ def test_a_backend_for_another_device_is_refused():
         _backends.backend_for(torch.device("mps"), "numba")
 
 
+@pytest.mark.slow
 def test_compilers_are_imported_on_use_and_torch_stands_in_for_numba():
     # SAELens' own dependencies may import triton.
     script = """

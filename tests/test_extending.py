@@ -51,6 +51,7 @@ def known(tmp_path_factory) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_an_architecture_is_its_file_and_an_entry_in_the_list(known):
     known = known["architecture"]
     classes = ["BitBudgetSAE", "BitBudgetSAEConfig", "BitBudgetTrainingSAE", "BitBudgetTrainingSAEConfig"]
@@ -66,6 +67,7 @@ def test_an_architecture_is_its_file_and_an_entry_in_the_list(known):
     assert known["entry points"]["bit_budget"] == "sae_lens_afa"
 
 
+@pytest.mark.slow
 def test_a_metric_is_an_entry_in_the_list(known):
     known = known["metric"]
     assert known["value"] == known["to_dict"] == known["file"] == 0.25

@@ -13,7 +13,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor
 
 from sae_lens_afa.evals import evaluate_activations
-from sae_lens_afa.experiments.sweep_metrics import shared_metrics
+from sae_lens_afa.evals.metric_list import SWEEPS, metrics_shown_in
 
 VALUE_BITS = 7
 _BATCH = 4096
@@ -68,7 +68,7 @@ def measure(sae: SAE[Any], activations: Float[Tensor, "tokens d_in"]) -> dict[st
     found = evaluate_activations(sae, activations, batch_size=_BATCH).to_dict()
     shared = {
         metric.name: value
-        for metric in shared_metrics()
+        for metric in metrics_shown_in(SWEEPS)
         if (value := found.get(metric.name)) is not None and (value or not metric.only_if_any)
     }
     return {**shared, "mdl_bits": mdl_bits(shared["l0_mean"], sae.cfg.d_sae), **own}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sae_lens_afa.evals.metric_list import METRICS, SWEEPS, Metric, in_reading_order
+from sae_lens_afa.evals.metric_list import SWEEPS, Metric, metrics_shown_in
 
 _OWN = (
     Metric(name="true_l0", heading="true L0"),
@@ -17,18 +17,11 @@ _OWN = (
     Metric(name="l0_empty", heading="L0 without features"),
     Metric(name="mdl_bits", heading="MDL bits"),
 )
-# Arms may differ in how they normalise their input, so sweeps compare them in the space of the data, too.
-_RAW = "explained_variance_raw"
-
-
-def shared_metrics() -> list[Metric]:
-    """Return the metrics of `AFAResult` that sweeps show, in the order of tables."""
-    return in_reading_order([metric for metric in METRICS if SWEEPS in metric.shown_in or metric.name == _RAW])
 
 
 def sweep_metrics() -> list[Metric]:
     """Return all metrics of sweeps in the order of their tables; a sweep has those that apply to it."""
-    shared = shared_metrics()
+    shared = metrics_shown_in(SWEEPS)
     return [
         *(metric for metric in shared if metric.form is None),
         *_OWN,

@@ -36,6 +36,7 @@ afa.push_to_hub(saes, "me/two", private=False)
 """
 
 
+@pytest.mark.slow
 def test_an_sae_of_a_repository_is_judged_by_its_id(client):
     (client.cwd / "t.txt").write_text("\n\n".join(load_text().held_out[:5]))
     client.run(PUSH)

@@ -115,6 +115,7 @@ def test_an_sae_is_judged_and_exported_by_what_it_says_of_its_training():
     assert SAE.load_from_disk("jump").cfg.architecture() == "jumprelu"
 
 
+@pytest.mark.slow
 def test_an_sae_of_any_model_folder_is_judged_by_its_own_metadata():
     train(
         dataset_path=write("text file"),

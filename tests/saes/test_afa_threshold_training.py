@@ -259,6 +259,7 @@ def test_under_autocast_the_selection_is_that_of_float32():
     assert all(p.grad.isfinite().all() for p in sae.parameters())
 
 
+@pytest.mark.slow
 def test_a_warm_up_is_not_compiled_anew_for_each_step():
     sae, x = build().train(), tokens(20)
     torch.compiler.reset()
