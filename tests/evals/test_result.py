@@ -13,7 +13,7 @@ import torch
 from sae_lens_afa import AFAMetrics, AFAResult
 from sae_lens_afa.reports.folder import read_report
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+VERSION_1 = Path(__file__).parents[1] / "data" / "evaluation_version_1.json"
 
 FORM = [
     *(f"{name}_median" for name in ("dense_norm", "feature_norm", "norm_ratio", "activation_ratio", "epsilon_lbo")),
@@ -118,8 +118,8 @@ def test_without_its_counts_it_is_no_result(result, name):
 
 
 def test_evaluations_of_earlier_versions_are_read(tmp_path):
-    """The published one, and one of a version that knew neither quantiles of L0 nor the cross-entropy."""
-    data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
+    """One of the demo, and one of a version that knew neither quantiles of L0 nor the cross-entropy."""
+    data = json.loads(VERSION_1.read_text())
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     assert read_report(tmp_path).results["demo"].l0_q05 == data["saes"]["demo"]["figures"]["l0_q05"]
     metrics = data["saes"]["demo"]["figures"]
@@ -141,7 +141,7 @@ def test_evaluations_of_earlier_versions_are_read(tmp_path):
     ],
 )
 def test_a_damaged_evaluation_is_named(tmp_path, change, message):
-    data = json.loads((DOCS / "results" / "demo_eval.json").read_text())
+    data = json.loads(VERSION_1.read_text())
     change(data)
     (tmp_path / "metrics.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match=message):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import fields, replace
-from pathlib import Path
+from importlib.resources import files
 
 import pandas as pd
 import pytest
@@ -58,7 +58,7 @@ def test_the_report_has_the_published_runs_beside_ours(finished):
 
 
 def test_published_runs_are_the_published_file():
-    published = json.loads((Path(__file__).parent.parent / "data" / "paper_l0_l2.json").read_text())
+    published = json.loads((files("sae_lens_afa.experiments") / "paper_l0_l2.json").read_text())
     runs = published_runs()
     assert len(runs) == sum(len(layer["rows"]) for layer in published["layers"].values()) == 69
     best = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def tokens() -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def runs() -> pd.DataFrame:
     """The paper's training runs."""
-    layers = json.loads((DATA / "paper_l0_l2.json").read_text())["layers"]
+    layers = json.loads((files("sae_lens_afa.experiments") / "paper_l0_l2.json").read_text())["layers"]
     rows = [{**row, "layer": layer} for layer, each in layers.items() for row in each["rows"]]
     return pd.DataFrame(rows).rename(columns={"activation": "architecture", "l0_norm": "l0", "l2_loss": "loss"})
 
