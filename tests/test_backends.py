@@ -21,6 +21,8 @@ from sae_lens_afa.kernels.select import select_compiled
 from sae_lens_afa.selection import _backends, available_backends, norm_matching_topk
 
 BACKENDS = available_backends()
+# Triton's kernels run in its interpreter where there is no GPU; test_selection looks at them in any case.
+SLOW_IF_INTERPRETED = [pytest.param(b, marks=pytest.mark.slow) if b == "triton" else b for b in BACKENDS]
 
 
 def adversarial_rows(n: int = 3000) -> dict[str, Tensor]:
@@ -49,7 +51,7 @@ def adversarial_rows(n: int = 3000) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", SLOW_IF_INTERPRETED)
 @pytest.mark.parametrize("name", adversarial_rows())
 def test_adversarial_rows(name, backend):
     row = adversarial_rows(600 if backend == "triton" else 3000)[name]  # Triton may be interpreted
@@ -71,7 +73,7 @@ def test_targets_at_and_around_the_midpoint_of_two_candidates(backend):
     assert (out > 0).sum(-1)[[0, 1, 3, 4]].tolist() == [100, 100, 101, 101]
 
 
-@pytest.mark.parametrize("backend", [pytest.param(b, marks=pytest.mark.slow) if b == "triton" else b for b in BACKENDS])
+@pytest.mark.parametrize("backend", SLOW_IF_INTERPRETED)
 def test_a_long_heavy_tail_is_kept_to_its_end(backend):
     # n = 65536: float32 sums stall here and drop hundreds of features.
     rows = (torch.rand(3, 65536) ** 8 + 1e-4) * torch.tensor([1.0, 1e-3, 1e3])[:, None]

@@ -48,6 +48,7 @@ def test_a_repository_without_saes(client):
         ("hf_other", "me/saes", "the token's user may not do that (403)"),
     ],
 )
+@pytest.mark.slow
 def test_pushing_without_the_right(client, hub, token, repo_id, says):
     client.run(PUSH)
     before = dict(hub.repos["me/saes"].refs)
@@ -78,6 +79,7 @@ def test_the_server_is_away(client, hub):
         (418, "", "the Hub answers 418"),
     ],
 )
+@pytest.mark.slow
 def test_refusals(client, hub, status, code, says):
     hub.fault(r"GET /api/models", status=status, headers={"X-Error-Code": code} if code else {}, times=-1)
     assert says in client.error('afa.load("me/saes")')
@@ -92,6 +94,7 @@ def test_offline_with_a_part_of_it(client, hub):
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
+@pytest.mark.slow
 def test_a_failure_of_the_hub_that_lasts(client, hub, status):
     client.run(PUSH)
     hub.fault(r"GET /api/models", status=status, times=-1)

@@ -52,6 +52,7 @@ def test_folders_without_an_sae_are_named(tmp_path):
         load_saes([tmp_path / "empty"])
 
 
+@pytest.mark.slow
 def test_saes_of_a_repository(client):
     done = client.run("""
         from sae_lens_afa.hub import load_saes

@@ -93,6 +93,7 @@ def test_the_choice_saes_are_pushed_as_jumprelu(client):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_afa_threshold_sae_is_pushed_and_loaded(client):
     done = client.run("""
         from sae_lens import SAE
@@ -116,6 +117,7 @@ def test_dtype_and_device(client):
     assert "device='cpu'" in client.error('afa.load("me/saes", device="nowhere")')
 
 
+@pytest.mark.slow
 def test_revision_and_tag(client, hub):
     client.run("""
         afa.push_to_hub({"a": make(0)}, "me/saes", tag="v1")

@@ -26,6 +26,7 @@ PREPARE = """
 """
 
 
+@pytest.mark.slow
 def test_metrics_plots_and_stand_ins_go_with_the_saes(client, hub):
     url = client.run(
         PREPARE

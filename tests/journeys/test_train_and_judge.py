@@ -91,7 +91,15 @@ def write(form: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "form", ["text file", "folder of jsonl", "DatasetDict", "pretokenised folder", "pretokenised parquet"]
+    "form",
+    [
+        "text file",
+        *(
+            pytest.param(form, marks=pytest.mark.slow)
+            for form in ("folder of jsonl", "DatasetDict", "pretokenised folder")
+        ),
+        "pretokenised parquet",
+    ],
 )
 def test_eval_finds_the_text_that_train_read(form, model):
     runner = train(dataset_path=write(form), training_tokens=128)

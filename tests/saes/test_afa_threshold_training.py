@@ -272,6 +272,7 @@ def test_a_warm_up_is_not_compiled_anew_for_each_step():
     assert counters["stats"]["unique_graphs"] <= 4
 
 
+@pytest.mark.slow
 def test_a_compiled_step_is_the_same_step():
     sae, x = build().train(), tokens(20)
     compiled = torch.compile(sae.training_forward_pass, backend="aot_eager")

@@ -144,7 +144,11 @@ def test_a_copy_is_independent():
 
 @pytest.mark.parametrize(
     ("variant", "k", "n_tokens"),
-    [*((variant, 18, 128) for variant in VARIANTS), ("mutual_choice", 2, 16), ("feature_choice zipf", 2, 16)],
+    [
+        *(pytest.param(variant, 18, 128, marks=pytest.mark.slow) for variant in VARIANTS),
+        ("mutual_choice", 2, 16),
+        ("feature_choice zipf", 2, 16),
+    ],
 )
 def test_inference_l0_is_near_training_l0(variant, k, n_tokens):
     sae = build(variant, k=k)

@@ -171,6 +171,7 @@ def test_under_autocast_the_batch_is_shared_out_exactly(variant):
 
 
 @ALL
+@pytest.mark.slow
 def test_a_compiled_step_is_the_same_step(variant):
     sae = build(variant)
     twin = copy.deepcopy(sae)
