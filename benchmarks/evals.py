@@ -16,7 +16,7 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from benchmarks.measuring import setting, timed
 from sae_lens_afa.evals import AFAMetrics
-from sae_lens_afa.evals.token_norms import decoder_norms, token_blocks
+from sae_lens_afa.evals.token_norms import Raw, decoder_norms, token_blocks
 
 D_IN, D_SAE = 768, 24576
 GOAL = 0.10
@@ -74,7 +74,8 @@ def measure(name: str, sae: StandardSAE | TopKSAE, tokens: int, repeats: int) ->
         return acts, sae.decode(acts)
 
     def judge(acts: torch.Tensor, recons: torch.Tensor) -> None:
-        for block in token_blocks(x, acts, norms, sae.b_dec, recons, None, index):
+        # These SAEs normalise nothing: what they decode is what the hook point has, and both are summed, as for users.
+        for block in token_blocks(x, acts, norms, sae.b_dec, recons, None, index, raw=Raw(x, recons)):
             metrics.add(block)
 
     for _ in range(3):
