@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import wandb
-from runs import HOOK, runner_config
+from runs import HOOK, multi_runner_config, runner_config
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
@@ -16,7 +16,6 @@ from sae_lens import (
     LanguageModelSAETrainingRunner,
     LoggingConfig,
     MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
@@ -151,26 +150,13 @@ def test_evaluations_while_training_change_nothing(tmp_path, model, dataset, mon
 
 
 def test_trains_beside_topk_and_batchtopk_on_one_forward(tmp_path, model, dataset):
-    cfg = MultiSAETrainingRunnerConfig(
-        saes={
-            "afa": TopAFATrainingSAEConfig(d_in=192, d_sae=128),
-            "threshold": AFAThresholdTrainingSAEConfig(d_in=192, d_sae=128),
-            "topk": TopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
-            "batchtopk": BatchTopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
-        },
-        hook_names=HOOK,
-        model_name="kjv_gpt2",
-        streaming=False,
-        context_size=32,
-        training_tokens=6 * 128,
-        train_batch_size_tokens=128,
-        store_batch_size_prompts=4,
-        n_batches_in_buffer=4,
-        n_checkpoints=1,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=str(tmp_path / "checkpoints"),
-        output_path=str(tmp_path / "out"),
-    )
+    configs = {
+        "afa": TopAFATrainingSAEConfig(d_in=192, d_sae=128),
+        "threshold": AFAThresholdTrainingSAEConfig(d_in=192, d_sae=128),
+        "topk": TopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
+        "batchtopk": BatchTopKTrainingSAEConfig(d_in=192, d_sae=128, k=8),
+    }
+    cfg = multi_runner_config(tmp_path, configs)
     saes = MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     x = torch.randn(4, 192)
     for name in ("afa", "threshold"):

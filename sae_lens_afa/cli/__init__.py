@@ -14,13 +14,13 @@ import typer
 from typing_extensions import TypeIs
 
 from sae_lens_afa.cli import convert, demo, evaluate, export, info, list_saes, plot, pull, push, sweep, train
-from sae_lens_afa.cli.errors import describe, describe_usage, is_raised_here
+from sae_lens_afa.cli.errors import INTERRUPTED, describe, describe_usage, is_raised_here
 
 if TYPE_CHECKING:
     from sae_lens_afa.runner import TrainingInterrupted
 
 _NAME = "sae-lens-afa"
-_FAILED, _WRONG_CALL, _INTERRUPTED = 1, 2, 130
+_FAILED, _WRONG_CALL = 1, 2
 _DEBUG = "--debug"
 # click's or, in newer versions, typer's own.
 _UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
@@ -69,7 +69,7 @@ def main() -> None:
         code = end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         print("\ninterrupted", file=sys.stderr)
-        code = _INTERRUPTED
+        code = INTERRUPTED
     except _UsageError as error:
         print(describe_usage(error), file=sys.stderr)
         code = _WRONG_CALL
@@ -112,7 +112,7 @@ def _failed(error: Exception, flags: dict[str, str], *, debug: bool) -> int:
                 + (" (and the other options as before)" if verb == "demo" else ""),
                 file=sys.stderr,
             )
-        return _INTERRUPTED
+        return INTERRUPTED
     print(f"error: {describe(error, flags)}", file=sys.stderr)
     return _FAILED
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_lens_afa.loading.names import did_you_mean
+from sae_lens_afa.loading.names import did_you_mean, first_line
 
+INTERRUPTED = 130  # exit code, as a shell has it of SIGINT
 _LONGEST = 400
 _NEAR = 0.4  # a flag may be long, and half of it meant
 _PACKAGE = str(Path(__file__).parents[1] / "_")[:-1]
@@ -77,7 +78,7 @@ def describe_usage(error: Any) -> str:
 
 
 def _described(error: BaseException) -> str:
-    said, lower = _first_line(error), str(error).lower()
+    said, lower = first_line(error, whole=True), str(error).lower()
     names = {base.__name__ for base in type(error).__mro__}
     package = type(error).__module__.partition(".")[0]
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names or _is_runtime(error, lower, _MEMORY):
@@ -123,12 +124,6 @@ def is_raised_here(error: BaseException) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     return trace is not None and trace.tb_frame.f_code.co_filename.startswith(_PACKAGE)
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line of a message that says something."""
-    lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return next((line for line in lines if any(map(str.isalnum, line))), type(error).__name__)
 
 
 def _after_colon(said: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sae_lens_afa.cli.errors import INTERRUPTED
 from sae_lens_afa.cli.options import Device
 
 if TYPE_CHECKING:
@@ -29,8 +30,6 @@ Grids = Annotated[
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps. Default: the preset's.")]
-
-_INTERRUPTED = 130
 
 
 # The sweeps are imported where they run: `sae_lens.synthetic` and the statistics take seconds.
@@ -123,7 +122,7 @@ def _run(chosen: Sweep, output: Path) -> None:
             result = run_sweep(chosen, output, command=shlex.join(["sae-lens-afa", *sys.argv[1:]]))
     except KeyboardInterrupt:
         print(f"\nstopped; finished runs are kept in {output}: the same command goes on", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
+        raise typer.Exit(INTERRUPTED) from None
     assert result is not None  # only max_groups stops it early
     print(f"\n{result}\n\nwritten:")
     for file in result.files:

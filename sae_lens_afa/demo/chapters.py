@@ -11,6 +11,8 @@ from datasets import Dataset
 from sae_lens_afa.loading.text import text_dataset
 
 HELD_OUT_EVERY = 20
+# Name of the part that is trained on, in the metadata of SAEs.
+TEXT_NAME = "King James Bible (bundled)"
 
 
 class DemoText(NamedTuple):

@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from sae_lens import HookedSAETransformer
 
+from sae_lens_afa.defaults import BUNDLED_MODEL
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder
-
-MODEL_NAME = "kjv_gpt2"
 
 
 def model_folder() -> Path:
@@ -21,7 +20,7 @@ def model_folder() -> Path:
         >>> (afa.demo.model_folder() / "config.json").is_file()
         True
     """
-    return Path(str(files("sae_lens_afa.demo"))) / MODEL_NAME
+    return Path(str(files("sae_lens_afa.demo"))) / BUNDLED_MODEL
 
 
 def load_model(device: str | torch.device = "cpu") -> HookedSAETransformer:

@@ -13,9 +13,9 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_afa._support import expected_messages_off
-from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, DEMO_TOKENS
-from sae_lens_afa.demo.chapters import held_out_dataset, load_text
-from sae_lens_afa.demo.model import MODEL_NAME, load_model
+from sae_lens_afa.defaults import BUNDLED_MODEL, DEMO_EVAL_TOKENS, DEMO_TOKENS
+from sae_lens_afa.demo.chapters import TEXT_NAME, held_out_dataset, load_text
+from sae_lens_afa.demo.model import load_model
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.reports import EvalReport, check_evaluation, evaluate_saes
@@ -52,9 +52,9 @@ def demo_config(
     folder, steps = folder_of(output, architecture), tokens // BATCH
     return LanguageModelSAERunnerConfig(
         sae=_sae_config(architecture, steps),
-        model_name=MODEL_NAME,
+        model_name=BUNDLED_MODEL,
         hook_name=HOOK_NAME,
-        dataset_path="King James Bible (bundled)",
+        dataset_path=TEXT_NAME,
         is_dataset_tokenized=False,
         streaming=False,
         context_size=CONTEXT,

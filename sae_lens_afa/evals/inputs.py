@@ -12,13 +12,12 @@ from sae_lens.saes.sae import SAE
 from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa._support import expected_messages_off
+from sae_lens_afa.defaults import BUNDLED_MODEL
 from sae_lens_afa.loading.models import check_context, load_language_model
 from sae_lens_afa.loading.saes import shared_metadata
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
 
 SAEs: TypeAlias = Mapping[str, SAE[Any]]
-# Model of the demo's SAEs, in their metadata; nothing loads it by this name.
-_BUNDLED_MODEL = "kjv_gpt2"
 
 
 class Inputs(NamedTuple):
@@ -63,7 +62,7 @@ def check_inputs(
             raise ValueError(f"{name} does not say which hook it codes: give hook (blocks.6.hook_resid_pre, ...).")
         if context_size is None and metadata.context_size is None:
             raise ValueError(f"{name} does not say its context size: give context_size.")
-        if model is None and metadata.model_name == _BUNDLED_MODEL:
+        if model is None and metadata.model_name == BUNDLED_MODEL:
             raise ValueError(
                 f"{name} was trained on the bundled model: give model and dataset (on the command line --demo)."
             )

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
+from sae_lens_afa.demo.chapters import TEXT_NAME
 from sae_lens_afa.experiments.measures import standardised
 from sae_lens_afa.experiments.side_by_side import OwnRandom, Training
 from sae_lens_afa.loading.models import check_hook_name, load_language_model
-from sae_lens_afa.loading.names import first_line
+from sae_lens_afa.loading.names import first_line, in_own_words
 from sae_lens_afa.loading.text import load_text_dataset, text_dataset
 
 if TYPE_CHECKING:
@@ -78,9 +79,8 @@ def _from_afar(load: Callable[[], Any], what: str = "") -> Any:
     try:
         return load()
     except (OSError, ValueError) as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
         said = f"{what}: {first_line(error)}" if what else str(error)
-        raise kind(f"{said} The preset demo needs no network.") from error
+        raise in_own_words(error, f"{said} The preset demo needs no network.") from error
 
 
 def training_batches(
@@ -102,7 +102,7 @@ def training_batches(
     buffer = max(32, 4 * -(-training.batch_size // source.context_size))
     cfg = MultiSAETrainingRunnerConfig(
         saes={name: sae.cfg for name, sae in saes.items()}, hook_names=dict(hooks), model_name=source.model,
-        dataset_path=source.dataset or "King James Bible (bundled)", context_size=source.context_size,
+        dataset_path=source.dataset or TEXT_NAME, context_size=source.context_size,
         training_tokens=training.steps * training.batch_size, train_batch_size_tokens=training.batch_size,
         store_batch_size_prompts=_PROMPTS, n_batches_in_buffer=buffer, device=device, seed=seed,
         logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None, output_path=None,

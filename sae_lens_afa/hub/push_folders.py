@@ -81,7 +81,7 @@ def push_folders(
         if with_jumprelu:
             for i, (sae_id, folder) in enumerate(folders.items()):
                 saes[_sibling(sae_id, folder)] = _exported(folder, Path(temporary) / str(i), calibration)
-        plots = {sae_id: _draw(*evaluated[sae_id], sae_id, Path(temporary), i) for i, sae_id in enumerate(evaluated)}
+        plots = _drawn(evaluated, Path(temporary))
         return push_to_hub(
             saes,
             repo_id,
@@ -140,11 +140,15 @@ def _metrics(report: EvalReport, name: str) -> dict[str, Any]:
     return {**settings, **report.results[name].to_dict()}
 
 
-def _draw(report: EvalReport, name: str, sae_id: str, folder: Path, i: int) -> Path:
-    tokens = read_tokens(report.folder)
-    path = folder / f"{i}.png"
-    zf_plot(tokens[tokens["sae"] == name].assign(sae=sae_id), save=path)
-    return path
+def _drawn(evaluated: Mapping[str, tuple[EvalReport, str]], folder: Path) -> dict[str, Path]:
+    """Draw the ZF plot of each SAE; the tokens of a report are read once for all of its SAEs."""
+    tokens = {place: read_tokens(place) for place in {report.folder for report, _ in evaluated.values()}}
+    plots: dict[str, Path] = {}
+    for i, (sae_id, (report, name)) in enumerate(evaluated.items()):
+        own = tokens[report.folder]
+        plots[sae_id] = folder / f"{i}.png"
+        zf_plot(own[own["sae"] == name].assign(sae=sae_id), save=plots[sae_id])
+    return plots
 
 
 def _sibling(sae_id: str, folder: Path) -> str:

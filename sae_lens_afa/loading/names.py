@@ -26,11 +26,11 @@ def did_you_mean(name: str, known: Iterable[str], *, n: int = 3, cutoff: float =
     return f"; did you mean {', '.join(matches)}?" if matches else ""
 
 
-def first_line(error: BaseException) -> str:
-    """Return the first line of a library's error, cut if it is long; the error's class if it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = lines[0] if lines else type(error).__name__
-    return said if len(said) <= _LONGEST else said[:_LONGEST] + " ..."
+def first_line(error: BaseException, *, whole: bool = False) -> str:
+    """Return the first line of an error that says something, cut if it is long and not `whole`; else its class."""
+    lines = (" ".join(line.split()) for line in str(error).splitlines())
+    said = next((line for line in lines if any(map(str.isalnum, line))), type(error).__name__)
+    return said if whole or len(said) <= _LONGEST else said[:_LONGEST] + " ..."
 
 
 def in_own_words(error: Exception, message: str) -> OSError | ValueError:

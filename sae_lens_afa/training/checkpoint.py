@@ -30,7 +30,8 @@ _FILES = (
 )
 # Config fields that may differ between a checkpoint and the run that continues it.
 _FREE_FIELDS = {"device", "metadata"}
-_DEVICES = ("device", "llm_device", "act_store_device")
+# Fields that name a device.
+DEVICES = ("device", "llm_device", "act_store_device")
 
 
 def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None:
@@ -96,7 +97,7 @@ def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None)
     check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
     settings = read_object(path, f"resume_from_checkpoint: {path.parent}")
     if device is not None:
-        settings |= dict.fromkeys(_DEVICES, device)
+        settings |= dict.fromkeys(DEVICES, device)
     try:
         cfg = LanguageModelSAERunnerConfig.from_dict(settings)
     except (TypeError, KeyError, ValueError) as error:

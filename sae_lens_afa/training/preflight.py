@@ -17,7 +17,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens_afa._support import warn
 from sae_lens_afa.files import check_output_folder, holds_something, nearest_folder, read_object
 from sae_lens_afa.loading.models import check_device
-from sae_lens_afa.training.checkpoint import check_checkpoint, check_files
+from sae_lens_afa.training.checkpoint import DEVICES, check_checkpoint, check_files
 
 _AT_LEAST_1 = (
     "train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer",
@@ -40,7 +40,7 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
         ValueError: a size, rate, dtype or device that will not do.
         OSError: a folder that cannot be written, that holds something, or that is missing.
     """
-    for field in ("device", "llm_device", "act_store_device"):
+    for field in DEVICES:
         check_device(str(getattr(cfg, field)), what=field)
     for field, dtype in (("dtype", cfg.dtype), ("sae.dtype", cfg.sae.dtype)):
         if dtype not in DTYPE_MAP:

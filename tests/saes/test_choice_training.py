@@ -10,13 +10,12 @@ import pytest
 import torch
 from choice_helpers import l0
 from datasets import Dataset
+from runs import HOOK, multi_runner_config, runner_config
 from sae_lens import (
     SAE,
-    LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
     MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
     TrainingSAE,
 )
 from sae_lens.llm_sae_training_runner import _parse_cfg_args
@@ -28,7 +27,6 @@ from sae_lens_afa.cli import main
 from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 
-HOOK = "blocks.1.hook_resid_pre"
 CONFIGS = {
     "mutual_choice": (MutualChoiceTrainingSAEConfig, {"density_lr": 0.25}),
     "feature_choice": (FeatureChoiceTrainingSAEConfig, {}),
@@ -45,36 +43,16 @@ def sae_config(name: str, **overrides):
     return config(**{"d_in": 192, "d_sae": 256, "k": 8, **settings, **overrides})
 
 
-def runner_config(folder: Path, sae, *, steps: int = 12, **overrides):
+def unmixed_config(tmp_path: Path, sae, **overrides):
     """A run without a mixing buffer, so that a resumed one sees the batches that it would have seen."""
-    settings = {
-        "sae": sae,
-        "model_name": "kjv_gpt2",
-        "hook_name": HOOK,
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "context_size": 32,
-        "training_tokens": steps * 128,
-        "train_batch_size_tokens": 128,
-        "store_batch_size_prompts": 4,
-        "n_batches_in_buffer": 4,
-        "activations_mixing_fraction": 0.0,
-        "n_batches_for_norm_estimate": 2,
-        "dead_feature_window": 2,
-        "lr": 1e-3,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "checkpoint_path": str(folder / "checkpoints"),
-        "output_path": str(folder / "out"),
-        "verbose": False,
-        **overrides,
-    }
-    return LanguageModelSAERunnerConfig(**settings)
+    settings = {"activations_mixing_fraction": 0.0, "lr": 1e-3, **overrides}
+    return runner_config(tmp_path, steps=12, sae=sae, **settings)
 
 
 @ALL
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "expected_average_only_in"])
 def test_trains_in_the_language_model_runner_and_loads_as_jumprelu(tmp_path, model, dataset, name, normalize):
-    cfg = runner_config(tmp_path, sae_config(name, normalize_activations=normalize))
+    cfg = unmixed_config(tmp_path, sae_config(name, normalize_activations=normalize))
     trained = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     loaded = SAE.load_from_disk(tmp_path / "out")
     assert isinstance(loaded, JumpReLUSAE)
@@ -94,14 +72,14 @@ def rows(model, dataset) -> Dataset:
 @pytest.mark.parametrize("runner", [LanguageModelSAETrainingRunner, InterruptibleTrainingRunner])
 @pytest.mark.parametrize("name", ["mutual_choice", "feature_choice zipf"])
 def test_a_run_resumed_in_either_phase_continues_as_if_not_interrupted(tmp_path, model, rows, name, runner):
-    whole_cfg = runner_config(tmp_path / "whole", sae_config(name), n_checkpoints=3, is_dataset_tokenized=True)
+    whole_cfg = unmixed_config(tmp_path / "whole", sae_config(name), n_checkpoints=3, is_dataset_tokenized=True)
     whole = runner(whole_cfg, override_model=model, override_dataset=rows).run()
     checkpoints = sorted(Path(whole_cfg.checkpoint_path).iterdir(), key=lambda path: int(path.name))
     # Checkpoints are after 4, 7 and 10 batches; Feature Choice starts with the sixth.
     assert [int(path.name) // 128 for path in checkpoints] == [4, 7, 10]
     assert len(TrainingSAE.load_from_disk(checkpoints[0]).zipf_law) == 3
     for checkpoint in checkpoints:
-        cfg = runner_config(
+        cfg = unmixed_config(
             tmp_path / checkpoint.name,
             sae_config(name),
             is_dataset_tokenized=True,
@@ -119,7 +97,7 @@ def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch, name):
     monkeypatch.setattr("wandb.init", lambda **_: None)
     monkeypatch.setattr("wandb.log_artifact", lambda *_, **__: None)
     logger = LoggingConfig(log_to_wandb=True, wandb_log_frequency=4, eval_every_n_wandb_logs=3)
-    cfg = runner_config(tmp_path, sae_config(name), logger=logger, n_eval_batches=1)
+    cfg = unmixed_config(tmp_path, sae_config(name), logger=logger)
     LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     last = [entry for entry in logged if "metrics/unused_matches" in entry][-1]
     assert last["metrics/unused_matches"] == 8 * 128 - round(last["metrics/l0"] * 128)
@@ -128,21 +106,7 @@ def test_figures_reach_the_log(tmp_path, model, dataset, monkeypatch, name):
 
 
 def test_trains_beside_each_other_on_one_forward(tmp_path, model, dataset):
-    cfg = MultiSAETrainingRunnerConfig(
-        saes={name: sae_config(name) for name in CONFIGS},
-        hook_names=HOOK,
-        model_name="kjv_gpt2",
-        streaming=False,
-        context_size=32,
-        training_tokens=12 * 128,
-        train_batch_size_tokens=128,
-        store_batch_size_prompts=4,
-        n_batches_in_buffer=4,
-        n_checkpoints=1,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=str(tmp_path / "checkpoints"),
-        output_path=str(tmp_path / "out"),
-    )
+    cfg = multi_runner_config(tmp_path, {name: sae_config(name) for name in CONFIGS}, steps=12)
     saes = MultiSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     x = torch.randn(40, 192)
     for name, sae in saes.items():
@@ -180,7 +144,7 @@ def test_trains_on_saelens_synthetic_data_and_finds_as_many_features_on_new_data
 @pytest.mark.parametrize("name", ["mutual_choice", "feature_choice zipf"])
 def test_works_at_hook_z_and_in_a_hooked_model(tmp_path, model, dataset, name):
     hook = "blocks.1.attn.hook_z"
-    cfg = runner_config(tmp_path, sae_config(name, reshape_activations="hook_z"), hook_name=hook)
+    cfg = unmixed_config(tmp_path, sae_config(name, reshape_activations="hook_z"), hook_name=hook)
     LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     sae = SAE.load_from_disk(tmp_path / "out")
     tokens = model.to_tokens("And God saw the light")
@@ -191,7 +155,7 @@ def test_works_at_hook_z_and_in_a_hooked_model(tmp_path, model, dataset, name):
 
 @ALL
 def test_is_judged_while_it_trains_and_once_it_is_saved(tmp_path, model, dataset, name):
-    cfg = runner_config(tmp_path, sae_config(name))
+    cfg = unmixed_config(tmp_path, sae_config(name))
     trained = LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=dataset).run()
     x = torch.randn(512, 192)
     # A training SAE's activations carry the decoder norm, those of what is saved do not: the figures agree.
