@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # the classes, for type checkers and editors; at run time they are found by their names below
+    from sae_lens_afa.saes.afa_pursuit_sae import *
     from sae_lens_afa.saes.afa_threshold_sae import *
     from sae_lens_afa.saes.feature_choice_sae import *
     from sae_lens_afa.saes.mutual_choice_sae import *
@@ -100,6 +101,20 @@ ARCHITECTURES = (
             ),
             "activations": (
                 Grid("threshold_scale", (0.85,), (0.5, 0.7, 0.85, 1.0), phase="threshold_warm_up_steps"),
+            ),
+        },
+    ),
+    Architecture(
+        name="afa_pursuit",
+        about="the features that stand out from what the stronger ones leave over, stage by stage (no k, no encoder)",
+        classes=("AFAPursuitTrainingSAE", "AFAPursuitTrainingSAEConfig", "AFAPursuitSAE", "AFAPursuitSAEConfig"),
+        color="#882255",
+        grids={
+            "ground-truth": (
+                Grid("threshold_scale", (1.0,), (0.85, 1.0, 1.15), phase="threshold_warm_up_steps"),
+            ),
+            "activations": (
+                Grid("threshold_scale", (1.0,), (0.7, 0.85, 1.0, 1.15), phase="threshold_warm_up_steps"),
             ),
         },
     ),

@@ -8,7 +8,7 @@ what the feature norm ought to be, without looking at the features.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,16 @@ from torch import Tensor
 
 from sae_lens_afa._memory import empty
 
-__all__ = ["Coherence", "afa_loss", "coherence", "epsilon_lbo", "feature_norm", "sparsity_loss", "universal_threshold"]
+__all__ = [
+    "Coherence",
+    "afa_loss",
+    "coherence",
+    "epsilon_lbo",
+    "feature_norm",
+    "sparsity_loss",
+    "universal_ratio",
+    "universal_threshold",
+]
 
 
 class Coherence(NamedTuple):
@@ -213,6 +222,29 @@ def universal_threshold(
     """
     if not dense_norm.is_floating_point():
         raise TypeError(f"dense_norm must be a floating-point tensor, got dtype {dense_norm.dtype}.")
+    return dense_norm * universal_ratio(d_in, d_sae, scale)
+
+
+@overload
+def universal_ratio(d_in: int, d_sae: int, scale: float = 1.0) -> float: ...
+@overload
+def universal_ratio(d_in: int, d_sae: int, scale: Tensor) -> Tensor: ...
+def universal_ratio(d_in: int, d_sae: int, scale: float | Tensor = 1.0) -> float | Tensor:
+    """Return the universal threshold of a token of norm 1: scale * sqrt(2 ln(d_sae) / d_in).
+
+    Args:
+        d_in: Width of the activations.
+        d_sae: Number of features.
+        scale: Factor c; a number, or a scalar tensor.
+
+    Raises:
+        ValueError: a size below 1, or a negative or non-finite scale.
+
+    Example:
+        >>> from sae_lens_afa.functional import universal_ratio
+        >>> round(universal_ratio(d_in=768, d_sae=12288), 3)
+        0.157
+    """
     for name, size in (("d_in", d_in), ("d_sae", d_sae)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1, got {size}.")
@@ -220,7 +252,7 @@ def universal_threshold(
     is_open = isinstance(scale, Tensor) or torch.compiler.is_compiling()
     if not is_open and not (math.isfinite(scale) and scale >= 0):
         raise ValueError(f"scale must be a finite number >= 0, got {scale}.")
-    return dense_norm * (scale * math.sqrt(2 * math.log(d_sae) / d_in))
+    return scale * math.sqrt(2 * math.log(d_sae) / d_in)
 
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, block_size: int = 1024) -> Coherence:

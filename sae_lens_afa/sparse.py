@@ -89,6 +89,41 @@ def decode(active: ActiveFeatures, W_dec: Float[Tensor, "d_sae d_in"]) -> Float[
     )
 
 
+def decoder_gradients(
+    active: ActiveFeatures, W_dec: Float[Tensor, "d_sae d_in"], grad_recons: Float[Tensor, "tokens d_in"]
+) -> tuple[Float[Tensor, "d_sae d_in"], Float[Tensor, " tokens"]]:
+    """Compute the gradient of W_dec for decoded codes, and each token's squared gradient of its active features."""
+    from sae_lens_afa.kernels import active as kernels  # imports numba
+    from sae_lens_afa.kernels.compiled import in_threads
+
+    grad = grad_recons.detach().contiguous()
+    d_sae, d_in = W_dec.shape
+    offsets, tokens, values = _by_feature(active, d_sae)
+    result, along = empty((d_sae, d_in), grad), grad.new_empty(len(grad))
+    of_rows: Any = [t.numpy() for t in (tokens, values, grad, result)]
+    of_tokens: Any = [t.detach().contiguous().numpy() for t in (active.features, W_dec, grad, along)]
+
+    def by_feature(i: int, j: int) -> None:
+        kernels.decoder_gradient(offsets.numpy()[i : j + 1], i, *of_rows)
+
+    def by_token(i: int, j: int) -> None:
+        kernels.squares_along(active.offsets.numpy()[i : j + 1], i, *of_tokens)
+
+    in_threads(d_sae, d_in + len(tokens) * d_in // d_sae, by_feature)
+    in_threads(len(grad), len(tokens) * d_in // max(1, len(grad)), by_token)
+    return result, along
+
+
+def _by_feature(active: ActiveFeatures, d_sae: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the entries ordered by feature: where each feature's begin [d_sae + 1], their tokens, their values."""
+    from sae_lens_afa.kernels import active as kernels  # imports numba
+
+    offsets = torch.zeros(d_sae + 1, dtype=torch.int64)
+    tokens, values = torch.empty(len(active.features), dtype=torch.int32), torch.empty_like(active.values)
+    kernels.list_by_feature(*(t.numpy() for t in (*active, offsets, tokens, values)))
+    return offsets, tokens, values
+
+
 def step_gradients(
     active: ActiveFeatures,
     x: Float[Tensor, "tokens d_in"],
@@ -109,9 +144,7 @@ def step_gradients(
     from sae_lens_afa.kernels.compiled import in_threads
 
     d_sae, d_in = W_dec.shape
-    feature_offsets = torch.zeros(d_sae + 1, dtype=torch.int64)
-    tokens, values = torch.empty(len(active.features), dtype=torch.int32), torch.empty_like(active.values)
-    kernels.list_by_feature(*(t.numpy() for t in (*active, feature_offsets, tokens, values)))
+    feature_offsets, tokens, values = _by_feature(active, d_sae)
     result = StepGradients(empty((d_sae, d_in), x), empty((d_in, d_sae), x), x.new_empty(d_sae))
     beside = x.new_empty(0, 0) if grad_acts is None else grad_acts
     shared: Any = [t.detach().contiguous().numpy() for t in (tokens, values, grad_recons, beside, x, W_dec, *result)]

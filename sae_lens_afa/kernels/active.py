@@ -76,6 +76,31 @@ def add_scaled(to: Array, factor: Any, row: Array) -> None:  # pragma: no cover
 
 
 @compiled_fused
+def decoder_gradient(  # pragma: no cover
+    feature_offsets: Array, first: int, tokens: Array, values: Array, grad_recons: Array, grad_W_dec: Array
+) -> None:
+    """Compute the rows of W_dec's gradient from `first` on, as many as there are offsets."""
+    for j in range(len(feature_offsets) - 1):
+        row = grad_W_dec[first + j]
+        row[:] = 0
+        for i in range(feature_offsets[j], feature_offsets[j + 1]):
+            add_scaled(row, values[i], grad_recons[tokens[i]])
+
+
+@compiled_fused
+def squares_along(  # pragma: no cover
+    offsets: Array, first: int, features: Array, W_dec: Array, grad_recons: Array, squares: Array
+) -> None:
+    """Sum, for the tokens from `first` on, the squared products of a token's gradient with its features' rows."""
+    for t in range(len(offsets) - 1):
+        total = grad_recons.dtype.type(0)
+        for i in range(offsets[t], offsets[t + 1]):
+            along = dot(grad_recons[first + t], W_dec[features[i]])
+            total += along * along
+        squares[first + t] = total
+
+
+@compiled_fused
 def gradients(  # pragma: no cover
     feature_offsets: Array,
     first: int,

@@ -1,4 +1,4 @@
-"""Base classes of the norm-matching architectures: what they check, how they encode, and one template for training."""
+"""Base classes of the AFA architectures: what they check, how they decode, and one template for training."""
 
 from __future__ import annotations
 
@@ -15,41 +15,17 @@ from typing_extensions import override
 
 from sae_lens_afa.functional import epsilon_lbo, feature_norm
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
-from sae_lens_afa.saes._step import (
-    SelectionRule,
-    StepCode,
-    decoder_norm,
-    dense_norm,
-    for_hooks,
-    fused_step,
-    is_observed,
-    pre_activations,
-    times_decoder,
-    uncompiled,
-)
+from sae_lens_afa.saes._step import StepCode, times_decoder, uncompiled
 from sae_lens_afa.saes._unit_norm import arm_once_trained, arm_unit_norm, forget_seen
 from sae_lens_afa.saes._validation import check_activations, check_state_dict
 
 
-class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
-    """An SAE with parameters W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_dec [d_in] that compares norms.
+class AFASAE(RememberedLayerNorm, SAE[Any]):
+    """An SAE with parameters W_dec [d_sae, d_in] and b_dec [d_in], and those of its encoder if it has one.
 
     A base beside SAELens' own, for inference and training classes alike. A token's code depends on that token
     alone, so any leading dimensions will do.
     """
-
-    @abstractmethod
-    def selection_rule(self) -> SelectionRule:
-        """Return the rule of the trained SAE, by which features are active."""
-        ...
-
-    @override
-    def encode(self, x: Tensor) -> Tensor:
-        """Return feature activations [..., d_sae] of raw activations [..., d_in] (hook_z: [..., heads, d_head])."""
-        hidden_pre, *norms = self._selectable(self.normalized_input(x))
-        feature_acts = self._observable(self.selection_rule().select(hidden_pre, *norms))
-        self.remember_code(feature_acts)
-        return feature_acts
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -82,15 +58,6 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
         x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         return self.run_time_activation_norm_fn_in(x)
 
-    def _selectable(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode a normalised input as far as the selection: pre-activations, dense norms, decoder norms."""
-        hidden_pre = self.hook_sae_acts_pre(pre_activations(x, self.b_dec, self.W_enc))
-        return hidden_pre, dense_norm(x - self.b_dec), decoder_norm(self.W_dec)
-
-    def _observable(self, selected: Tensor) -> Tensor:
-        """Pass the selected activations by their hook point."""
-        return self.hook_sae_acts_post(for_hooks(selected, self.hook_sae_acts_post))
-
     @override
     def process_sae_in(self, sae_in: Tensor) -> Tensor:
         return self.normalized_input(sae_in) - self.b_dec
@@ -98,9 +65,14 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
     @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
-        d_in, d_sae = self.cfg.d_in, self.cfg.d_sae
-        weights = {name: tensor for name, tensor in state_dict.items() if name not in self._buffers}
-        check_state_dict(weights, {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)})
+        expected = self.weight_shapes()
+        beside = set(self._buffers) - set(expected)
+        weights = {name: tensor for name, tensor in state_dict.items() if name not in beside}
+        check_state_dict(weights, expected)
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the names and shapes of the tensors that a saved SAE has."""
+        return {"W_dec": (self.cfg.d_sae, self.cfg.d_in), "b_dec": (self.cfg.d_in,)}
 
     @override
     def fold_activation_whitening(
@@ -112,7 +84,7 @@ class NormMatchingSAE(RememberedLayerNorm, SAE[Any]):
         )
 
 
-class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
+class AFATrainingSAE(AFASAE, TrainingSAE[Any]):
     """The training form: a template of the step, the decoder constraint, and metrics of how norms match."""
 
     # Of the SAE and not of its W_dec, so that a deep copy has them: whether somebody said that it is trained, and
@@ -120,26 +92,17 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
     _is_trained = False
     _is_new = True
 
-    @override
-    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return feature activations and pre-activations (before the ReLU, unscaled), each [..., d_sae]."""
-        hidden_pre, *norms = self._selectable(self.normalized_input(x))
-        feature_acts = self._observable(self.selection_rule().select(hidden_pre, *norms))
-        self.remember_code(feature_acts)
-        return feature_acts, hidden_pre
-
-    @override
-    def _selectable(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        # A loop written by hand may train by way of `encode` or `forward` alone.
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            self.keep_unit_norm()
-        return super()._selectable(x)
-
     # ---- a training step
 
-    def rule_at(self, step_input: TrainStepInput) -> SelectionRule:  # noqa: ARG002  (for those that change)
-        """Return the rule at this step of training; by default that of the trained SAE."""
-        return self.selection_rule()
+    @abstractmethod
+    def rule_at(self, step_input: TrainStepInput) -> Any:
+        """Return the rule at this step of training, by which features are active."""
+        ...
+
+    @abstractmethod
+    def code(self, x: Tensor, rule: Any) -> StepCode:
+        """Encode, select by `rule` and decode a normalised input, in parts only where somebody looks at them."""
+        ...
 
     def begin_step(self, x: Tensor, step_input: TrainStepInput) -> None:
         """Do what is due before a batch is encoded; `x` is the batch, normalised and without gradient."""
@@ -176,17 +139,8 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
             metrics=self.step_metrics(x, feature_acts, rule) if step_input.is_logging_step else {},
         )
 
-    def code(self, x: Tensor, rule: SelectionRule) -> StepCode:
-        """Encode, select by `rule` and decode a normalised input, in parts only where somebody looks at them."""
-        observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
-        if not (torch.compiler.is_compiling() or observed):
-            return fused_step(x, self.b_dec, self.W_enc, self.W_dec, rule)
-        hidden_pre, *norms = self._selectable(x)
-        feature_acts = self._observable(rule.select(hidden_pre, *norms))
-        return StepCode(feature_acts, hidden_pre, times_decoder(feature_acts, self.W_dec))
-
     @torch.no_grad()
-    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: SelectionRule) -> dict[str, Any]:  # noqa: ARG002
+    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: Any) -> dict[str, Any]:  # noqa: ARG002
         """Measure how well norms match on this batch, in the paper's form (the bias as a feature, x un-centred).
 
         Tokens that are not finite are left out and counted: their codes are all of d_sae wide, and say nothing.
@@ -230,6 +184,11 @@ class NormMatchingTrainingSAE(NormMatchingSAE, TrainingSAE[Any]):
         self._is_new = True
         forget_seen(self)
         return keys
+
+    def begin_loose_pass(self) -> None:
+        """Begin an encode outside the template: a loop written by hand may train by way of `encode` alone."""
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            self.keep_unit_norm()
 
     @uncompiled
     def keep_unit_norm(self) -> None:

@@ -52,4 +52,5 @@ def reseed(
     norms = torch.linalg.vector_norm(sae.W_dec[latents], dim=-1, keepdim=True)
     norms = torch.where(norms > 0, norms, 1)
     sae.W_dec[latents] = directions * norms
-    sae.W_enc[:, latents] = (directions / norms).T
+    if "W_enc" in dict(sae.named_parameters()):  # and not the transpose of W_dec
+        sae.W_enc[:, latents] = (directions / norms).T

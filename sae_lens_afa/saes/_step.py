@@ -9,6 +9,7 @@ weights touch only these (`sae_lens_afa.sparse`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
@@ -100,6 +101,11 @@ def fused_step(x: Tensor, b_dec: Tensor, W_enc: Tensor, W_dec: Tensor, rule: Sel
     weights = _in_autocast_dtype(W_enc), _in_autocast_dtype(W_dec)
     outputs: Any = _FusedStep.apply(x, b_dec, *weights, decoder_norm(W_dec), rule)
     return StepCode(*outputs)
+
+
+def in_full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context without autocast; shapes alone (meta) know none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _in_autocast_dtype(weight: Tensor) -> Tensor:

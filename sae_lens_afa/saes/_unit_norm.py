@@ -122,7 +122,8 @@ def _fold_norms(sae: TrainingSAE[Any]) -> None:
     norms = _row_norms(sae.W_dec)
     norms = torch.where((norms - 1).abs() <= _ROUNDING, 1.0, norms)
     sae.W_dec.div_(norms)
-    sae.W_enc.mul_(norms.T)
+    if "W_enc" in dict(sae.named_parameters()):  # and not the transpose of W_dec, from which values follow
+        sae.W_enc.mul_(norms.T)
 
 
 def _row_norms(W_dec: Tensor) -> Tensor:

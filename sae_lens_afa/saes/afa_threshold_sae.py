@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSAE, TrainingSAEConfig, TrainStepInput
+from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainStepInput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import universal_threshold
-from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
-from sae_lens_afa.saes._reseed import reseed
-from sae_lens_afa.saes._step import SelectionRule, uncompiled
-from sae_lens_afa.saes._validation import check_integer, check_number, check_shape_fields
+from sae_lens_afa.saes._one_pass import NormMatchingSAE, NormMatchingTrainingSAE
+from sae_lens_afa.saes._validation import check_number, check_shape_fields
+from sae_lens_afa.saes._warm_up import ThresholdTrainingConfig, ThresholdTrainingSAE
 from sae_lens_afa.selection import above_threshold
 
 __all__ = [
@@ -100,7 +99,7 @@ class AFAThresholdSAE(NormMatchingSAE, SAE[AFAThresholdSAEConfig]):
 
 
 @dataclass(kw_only=True)
-class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
+class AFAThresholdTrainingSAEConfig(ThresholdTrainingConfig):
     """Configuration for training an `AFAThresholdSAE`. The defaults are meant for any data.
 
     Args:
@@ -124,10 +123,6 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     """
 
     threshold_scale: float = DEFAULT_THRESHOLD_SCALE
-    threshold_start: float = 0.5
-    threshold_warm_up_steps: int = 1000
-    reseed_steps: int = 100
-    decoder_init_norm: float | None = None
     normalize_activations: Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"] = (
         "layer_norm"
     )
@@ -137,22 +132,10 @@ class AFAThresholdTrainingSAEConfig(TrainingSAEConfig):
     def architecture(cls) -> str:
         return "afa_threshold"
 
-    @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_shape_fields(self)
-        check_number(self, "threshold_scale", positive=True)
-        check_number(self, "threshold_start", at_most=1)
-        check_integer(self, "threshold_warm_up_steps", at_least=0)
-        check_integer(self, "reseed_steps", at_least=0)
-        if self.decoder_init_norm not in (None, 1):
-            raise ValueError(
-                f"{type(self).__name__}.decoder_init_norm must be None or 1, got {self.decoder_init_norm!r}: decoder"
-                " rows are of norm 1 throughout."
-            )
 
-
-class AFAThresholdTrainingSAE(NormMatchingTrainingSAE, TrainingSAE[AFAThresholdTrainingSAEConfig]):
+class AFAThresholdTrainingSAE(
+    NormMatchingTrainingSAE, ThresholdTrainingSAE, TrainingSAE[AFAThresholdTrainingSAEConfig]
+):
     """The norm-relative threshold in training; saved for inference as an `AFAThresholdSAE`.
 
     A training step selects with the c of that step; `encode` and `forward` always with the one that it rises to, as
@@ -174,54 +157,17 @@ class AFAThresholdTrainingSAE(NormMatchingTrainingSAE, TrainingSAE[AFAThresholdT
         self.W_enc.data = self.W_dec.data.T.clone(memory_format=torch.contiguous_format)
 
     @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        """Return, as "threshold", how far c has risen: 0 at its start, 1 at `threshold_scale`."""
-        return {"threshold": TrainCoefficientConfig(1.0, self.cfg.threshold_warm_up_steps)}
-
-    @override
     def selection_rule(self) -> UniversalThreshold:
         return UniversalThreshold(self.cfg.threshold_scale, self.cfg.d_in)
 
     @override
     def rule_at(self, step_input: TrainStepInput) -> UniversalThreshold:
-        progress = step_input.coefficients["threshold"]
-        share = progress + (1 - progress) * self.cfg.threshold_start
-        return UniversalThreshold(share * self.cfg.threshold_scale, self.cfg.d_in)
+        return UniversalThreshold(self.threshold_scale_at(step_input), self.cfg.d_in)
 
     @override
-    def begin_step(self, x: Tensor, step_input: TrainStepInput) -> None:
-        if not self.training:
-            return
-        every, step = self.cfg.reseed_steps, step_input.n_training_steps
-        if step == 0:
-            self._start_from_mean(x)
-        elif every > 0 and step % every == 0 and step_input.dead_neuron_mask is not None:
-            self._reseed(x, step_input.dead_neuron_mask, self.rule_at(step_input))
+    def token_threshold(self, dense_norm: Tensor, rule: UniversalThreshold) -> Tensor:
+        return rule.threshold(dense_norm, self.cfg.d_sae)
 
     @override
-    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: SelectionRule) -> dict[str, Any]:
-        assert isinstance(rule, UniversalThreshold)
+    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: UniversalThreshold) -> dict[str, Any]:
         return super().step_metrics(x, feature_acts, rule) | {"afa_threshold_scale": rule.scale}
-
-    @uncompiled
-    @torch.no_grad()
-    def _start_from_mean(self, x: Tensor) -> None:
-        """Set b_dec to the mean of the first batch of a run; tokens that are not finite have no part in it."""
-        # Of an SAE that was trained before, b_dec is not exactly 0.
-        if bool(self.b_dec.any()):
-            return
-        rows = x.reshape(-1, x.shape[-1])
-        rows = rows[rows.isfinite().all(-1)]
-        if len(rows) > 0:
-            self.b_dec.copy_(rows.mean(0, dtype=torch.promote_types(x.dtype, torch.float32)))
-
-    @uncompiled
-    @torch.no_grad()
-    def _reseed(self, x: Tensor, dead: Tensor, rule: UniversalThreshold) -> None:
-        """Put dead latents where this batch lacks something; needs its codes beforehand, and so a forward pass more."""
-        if not bool(dead.any()):
-            return
-        feature_acts, _, decoded = self.code(x, rule)
-        x_centered = x - self.b_dec
-        threshold = rule.threshold(torch.linalg.vector_norm(x_centered, dim=-1), self.cfg.d_sae)
-        reseed(self, dead, feature_acts, x_centered - decoded, threshold)

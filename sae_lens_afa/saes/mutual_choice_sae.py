@@ -135,7 +135,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Return the reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `NormMatchingSAE.decode`."""
+        """Return the reconstruction of `feature_acts` [..., d_sae]; under layer_norm see `AFASAE.decode`."""
         return self.decode_with_own_statistics(feature_acts, super().decode)
 
     def match(self, hidden_pre: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import afa_loss, sparsity_loss
-from sae_lens_afa.saes._base import NormMatchingSAE, NormMatchingTrainingSAE
+from sae_lens_afa.saes._one_pass import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._validation import check_choice, check_integer, check_number, check_shape_fields
 from sae_lens_afa.selection import norm_matching_topk
 

@@ -1,11 +1,13 @@
-"""Selection of active features: those whose norm matches the input's, or those above a threshold of their token.
+"""Selection of active features, by norm, by a threshold of their token, or by pursuit.
 
-Both rules are functions of tensors in `sae_lens_afa.selection.rules`. `norm_matching_topk`, that of top-AFA, has
-interchangeable back ends with the same result: "numba" (compiled, for CPU), "triton" (compiled, for cuda) and "torch"
-(any device, nothing to install). The environment variable SAE_LENS_AFA_BACKEND names the one that "auto" means.
+`norm_matching_topk` is the rule of top-AFA, `above_threshold` that of afa_threshold, `pursue` that of afa_pursuit. Back
+ends are interchangeable and give the same result: "numba" (compiled, for CPU), "triton" (compiled, for cuda; of
+`norm_matching_topk` alone) and "torch" (any device, nothing to install). The environment variable SAE_LENS_AFA_BACKEND
+names the one that "auto" means.
 """
 
 from sae_lens_afa.selection._backends import available_backends
+from sae_lens_afa.selection.pursuit import PursuitRule, fit_gradients, pursue
 from sae_lens_afa.selection.rules import above_threshold, norm_matching_topk
 
-__all__ = ["above_threshold", "available_backends", "norm_matching_topk"]
+__all__ = ["PursuitRule", "above_threshold", "available_backends", "fit_gradients", "norm_matching_topk", "pursue"]
