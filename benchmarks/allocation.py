@@ -55,6 +55,7 @@ def call_once(ready: Callable[[], None], name: str, size: tuple[int, int, int]) 
 def measure(size: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
     """Measure one size: a row for each rule."""
     seconds = time_rounds(variants(*size), rounds)
+    peaks = peak_extra_bytes(call_once, *((name, size) for name in seconds))
     rows, d_sae, k = size
     return [
         {
@@ -63,9 +64,9 @@ def measure(size: tuple[int, int, int], rounds: int) -> list[dict[str, Any]]:
             "k": k,
             "variant": name,
             "time_ratio_to_batchtopk": ratio(seconds[name], seconds["batchtopk"]),
-            "peak_memory_in_batches": peak_extra_bytes(call_once, name, size) / (4 * rows * d_sae),
+            "peak_memory_in_batches": peak / (4 * rows * d_sae),
         }
-        for name in seconds
+        for name, peak in zip(seconds, peaks, strict=True)
     ]
 
 

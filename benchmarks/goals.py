@@ -132,7 +132,7 @@ def memory(args: Namespace) -> list[Row]:
     """Measure peak memory of the selection beside its input, the output included."""
     row = Row("peak extra memory of selection / one [batch, d_sae]", 1.1, None)
     rows = max(args.batch, 2048)  # so many that what libraries allocate once does not count
-    extra = peak_extra_bytes(select_once, rows, args.d_sae, args.device)
+    (extra,) = peak_extra_bytes(select_once, (rows, args.d_sae, args.device))
     share = extra / (4 * rows * args.d_sae)
     row.keep_worst(f"{rows} rows", {"median": share, "q25": share, "q75": share})
     return [row]

@@ -30,7 +30,8 @@ def _point(args: Namespace, d_sae: int, batch: int) -> dict[str, Any]:
     steps = {name: cases.train_step(_sae(name, args.d_in, d_sae, x), x) for name in NAMES}
     seconds = time_rounds(steps, args.growth_rounds, args.device)
     steps.clear()
-    peaks = {name: peak_extra_bytes(step_once, name, args.d_in, d_sae, batch, args.device) for name in NAMES}
+    found = peak_extra_bytes(step_once, *((name, args.d_in, d_sae, batch, args.device) for name in NAMES))
+    peaks = dict(zip(NAMES, found, strict=True))
     point = {
         "d_sae": d_sae,
         "batch": batch,

@@ -58,13 +58,22 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
-def peak_extra_bytes(call: Callable[..., None], *args: Any) -> int:
-    """Return by how much `call(ready, *args)` raises the peak memory after it has called `ready`, in its own process.
+def peak_extra_bytes(call: Callable[..., None], *cases: tuple[Any, ...]) -> list[int]:
+    """Return by how much `call(ready, *case)` raises the peak memory after it has called `ready`, for each case.
 
-    On Linux the resident peak, in which all libraries' memory shows; on a cuda device torch's own.
+    Each in a process of its own, forked from one that has imported what `call` needs and has done nothing else. On
+    Linux the resident peak, in which all libraries' memory shows; on a cuda device torch's own.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_peak, call, torch.get_num_threads(), args).result()
+        return pool.submit(_peaks, call, torch.get_num_threads(), cases).result()
+
+
+def _peaks(call: Callable[..., None], threads: int, cases: tuple[tuple[Any, ...], ...]) -> list[int]:
+    peaks: list[int] = []
+    for case in cases:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            peaks.append(pool.submit(_peak, call, threads, case).result())
+    return peaks
 
 
 def _peak(call: Callable[..., None], threads: int, args: tuple[Any, ...]) -> int:

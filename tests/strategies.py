@@ -10,10 +10,12 @@ KINDS = ("gaussian", "sparse", "tied", "all_positive", "zero", "huge", "tiny", "
 
 
 @st.composite
-def selection_inputs(draw: st.DrawFn, kinds: tuple[str, ...] = KINDS) -> tuple[Tensor, Tensor, Tensor | None]:
+def selection_inputs(
+    draw: st.DrawFn, kinds: tuple[str, ...] = KINDS, longest: int = 5
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Activations of one to four dimensions, target norms from none to more than all, and decoder norms or None."""
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
-    shape = draw(st.lists(st.integers(1, 5), min_size=0, max_size=3))
+    shape = draw(st.lists(st.integers(1, longest), min_size=0, max_size=3))
     d_sae = draw(st.sampled_from([1, 2, 3, 17, 127, 128, 129, 300]))
     kind = draw(st.sampled_from(kinds))
     dtype = draw(st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))

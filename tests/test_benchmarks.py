@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
+from benchmarks import allocation, evals
 from sae_lens_afa.experiments.report import best_section
 from sae_lens_afa.experiments.statistics import Criterion, summarise
 from sae_lens_afa.experiments.sweep_metrics import sweep_metrics
@@ -21,12 +23,18 @@ RESULTS = ROOT / "docs" / "results"
 SWEEPS = sorted(path.parent.name for path in RESULTS.glob("*/runs.csv"))
 
 
-def run(*command: str) -> str:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": path}
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Call a benchmark with these arguments, in this process, and return what it prints."""
+    threads = torch.get_num_threads()
+
+    def call(main: Callable[[], object], *args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["benchmark", *args])
+        main()
+        return capsys.readouterr().out
+
+    yield call
+    torch.set_num_threads(threads)
 
 
 def quartiles_are_in_order(found: dict) -> bool:
@@ -35,10 +43,11 @@ def quartiles_are_in_order(found: dict) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
-def test_the_table_has_every_goal(tmp_path):
+def test_the_table_has_every_goal(tmp_path, run):
     file = tmp_path / "found.json"
     printed = run(
-        *("-m", "benchmarks", "--rows", "selection", "step", "inference", "memory", "--json", str(file)),
+        lambda: runpy.run_module("benchmarks", run_name="__main__"),
+        *("--rows", "selection", "step", "inference", "memory", "--json", str(file)),
         *("--rounds", "2", "--batch", "70", "--d-in", "32", "--d-sae", "640"),
     )
     found = json.loads(file.read_text())
@@ -59,8 +68,7 @@ def test_the_table_has_every_goal(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
 def test_allocation_measures_time_and_memory():
-    script = "import json; from benchmarks.allocation import measure; print(json.dumps(measure((512, 256, 4), 2)))"
-    rows = json.loads(run("-c", script).splitlines()[-1])
+    rows = allocation.measure((512, 256, 4), 2)
     assert [row["variant"] for row in rows] == [
         "batchtopk", "mutual_choice", "feature_choice, uniform", "feature_choice, zipf",
     ]  # fmt: skip
@@ -70,9 +78,10 @@ def test_allocation_measures_time_and_memory():
 
 
 @pytest.mark.slow
-def test_the_cost_of_metrics_is_measured(tmp_path):
+def test_the_cost_of_metrics_is_measured(tmp_path, run, monkeypatch):
     file = tmp_path / "found.json"
-    printed = run("-m", "benchmarks.evals", "--device", "cpu", "--tokens", "32", "--repeats", "3", "--json", str(file))
+    monkeypatch.setattr(evals, "D_SAE", 512)
+    printed = run(evals.main, "--device", "cpu", "--tokens", "32", "--repeats", "3", "--json", str(file))
     for row in json.loads(file.read_text())["rows"]:
         assert row["sae"] in printed
         assert row["ratio_q05"] <= row["ratio"] <= row["ratio_q95"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -29,13 +28,12 @@ def text(tmp_path) -> Path:
 
 
 @pytest.mark.slow
-def test_train_gpt2_runs_offline_from_local_folders(tmp_path, text):
+def test_train_gpt2_runs_offline_from_local_folders(text, client, hub):
     flags = ["--layer", "1", "--expansion", "2", "--tokens", "4096", "--batch", "512", "--device", "cpu"]
-    paths = ["--model-path", str(model_folder()), "--dataset-path", text.name, "--output", "out"]
-    command = [sys.executable, str(EXAMPLES / "train_gpt2.py"), *flags, *paths]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    sae = SAE.load_from_disk(tmp_path / "out")
+    paths = ["--model-path", str(model_folder()), "--dataset-path", f"../{text.name}", "--output", "out"]
+    client.program(EXAMPLES / "train_gpt2.py", *flags, *paths)
+    assert not hub.requests
+    sae = SAE.load_from_disk(client.cwd / "out")
     assert isinstance(sae, TopAFASAE)
     assert (sae.cfg.d_in, sae.cfg.d_sae) == (192, 384)
     details = sae.cfg.metadata.training_architecture_details
@@ -74,11 +72,10 @@ def test_train_demo_lm_has_the_settings_of_the_bundled_model(monkeypatch):
 
 
 @pytest.mark.slow
-def test_reproduce_paper_runs_on_the_bundled_model_with_one_architecture_more(tmp_path):
-    command = [sys.executable, str(EXAMPLES / "reproduce_paper.py"), "--preset", "tiny", "--steps", "3"]
-    done = subprocess.run([*command, "--with-jumprelu"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = (tmp_path / "runs" / "paper" / "report.md").read_text()
+def test_reproduce_paper_runs_on_the_bundled_model_with_one_architecture_more(client):
+    flags = ["--preset", "tiny", "--steps", "3", "--with-jumprelu"]
+    done = client.program(EXAMPLES / "reproduce_paper.py", *flags)
+    report = (client.cwd / "runs" / "paper" / "report.md").read_text()
     for label in ("top_afa", "topk", "batchtopk", "jumprelu"):
         assert f"| layer 1 | {label} |" in report
-    assert "runs/paper/report.md" in done.stdout
+    assert "runs/paper/report.md" in done.output

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cli_helpers import interrupt_when_training
 from sae_lens import SAE
+
+from sae_lens_afa import TopAFATrainingSAE
 
 SIZES = ("--tokens", "2048", "--eval-tokens", "256")
 
@@ -54,22 +56,37 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
 
 @pytest.mark.slow
 def test_another_demo_replaces_the_first_on_request(tmp_path, run):
-    judged = tmp_path / "runs" / "demo-eval" / "metrics.json"
-    assert run("demo", *SIZES).code == 0
-    before = json.loads(judged.read_text())
-    assert run("demo", "--tokens", "4096", "--eval-tokens", "256", "--overwrite").code == 0
-    assert json.loads(judged.read_text()) != before
-    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold", "demo-eval"]
+    before = {"demo": "cfg.json", "demo-afa_threshold": "cfg.json", "demo-eval": "metrics.json"}
+    for folder, file in before.items():
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+        for name in (file, "of the first"):
+            (tmp_path / "runs" / folder / name).write_text("{}")
+    done = run("demo", *SIZES, "--overwrite")
+    assert done.code == 0, done.stderr
+    for folder, file in before.items():
+        assert json.loads((tmp_path / "runs" / folder / file).read_text())
+        # Of an SAE's folder nothing stays, beside an evaluation may be files of the user's.
+        assert (tmp_path / "runs" / folder / "of the first").exists() == (folder == "demo-eval")
+    assert sorted(os.listdir(tmp_path / "runs")) == list(before)
 
 
 @pytest.mark.slow
-def test_an_interrupted_demo_continues(tmp_path, run):
-    code, stderr = interrupt_when_training(["demo", "--output", "sae"], tmp_path)
-    assert code == 130
+def test_an_interrupted_demo_continues(tmp_path, run, monkeypatch):
+    step = TopAFATrainingSAE.training_forward_pass
+
+    def interrupted_in_its_second_step(sae, step_input):
+        if step_input.n_training_steps == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(sae, step_input)
+
+    sizes = ["--tokens", str(4 * 2048), "--eval-tokens", "256"]
+    with monkeypatch.context() as patch:
+        patch.setattr(TopAFATrainingSAE, "training_forward_pass", interrupted_in_its_second_step)
+        done = run("demo", "--output", "sae", *sizes)
+    assert done.code == 130
     assert not (tmp_path / "sae").exists()
-    checkpoint = re.search(r"sae-lens-afa demo --resume-from-checkpoint (\S+)", stderr).group(1)
-    tokens = int(Path(checkpoint).name) + 4 * 2048
-    sizes = ["--tokens", str(tokens), "--eval-tokens", "256"]
+    checkpoint = re.search(r"sae-lens-afa demo --resume-from-checkpoint (\S+)", done.stderr).group(1)
+    assert int(Path(checkpoint).name) == 2 * 2048
     done = run("demo", "--output", "sae", *sizes, "--resume-from-checkpoint", checkpoint)
     assert done.code == 0, done.stderr
     assert SAE.load_from_disk(tmp_path / "sae").W_dec.shape == torch.Size([3072, 192])

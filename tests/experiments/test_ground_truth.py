@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
-import time
+import signal
 from dataclasses import fields, replace
 
 import pandas as pd
@@ -241,17 +239,22 @@ def test_what_is_wrong_is_said_before_anything_is_trained(options, message):
 
 
 @pytest.mark.slow
-def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, tmp_path):
-    code = (
-        "import sys; from sae_lens_afa.experiments import *;"
-        "run_sweep(ground_truth_sweep('tiny'), sys.argv[1], progress=False)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")])
+def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, tmp_path, client):
     first = tmp_path / "out" / "runs" / "tiny-seed0.json"
-    while not first.is_file() and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    process.wait()
+    script = f"""
+import os, signal, threading, time
+from pathlib import Path
+from sae_lens_afa.experiments import ground_truth_sweep, run_sweep
+def kill():
+    while not Path({str(first)!r}).is_file():
+        time.sleep(0.1)  # made a hundredth of it by fork_server
+    os.kill(os.getpid(), signal.SIGKILL)
+killer = threading.Thread(target=kill)
+killer.start()
+run_sweep(ground_truth_sweep("tiny"), {str(tmp_path / "out")!r}, progress=False)
+killer.join()
+"""
+    client.run(script, status=-signal.SIGKILL)
     assert first.is_file()
     assert run_sweep(ground_truth_sweep("tiny"), tmp_path / "out", progress=False).rows == finished.rows
 

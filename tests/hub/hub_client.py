@@ -55,6 +55,12 @@ class Client:
         ), line
         return line.partition(": ")[2]
 
+    def program(self, path: Path, *args: str, **kwargs) -> Done:
+        """Run a Python file as one would at the prompt."""
+        argv = [str(path), *args]
+        code = f"import runpy, sys; sys.argv[:] = {argv!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+        return self.run(code, **kwargs)
+
     def command(self, *args: str, **kwargs) -> Done:
         """Run the command `sae-lens-afa`."""
         return self.run(
