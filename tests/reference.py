@@ -97,3 +97,39 @@ def above_threshold(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None
             if a * norm.astype(dtype)[i] > t:
                 out[r, i] = rows[r, i]
     return out.reshape(acts.shape)
+
+
+def pursue(
+    z: Tensor, W_dec: Tensor, threshold: float, floor: float, weak: float, max_stages: int, typical_norm: float = 0.0
+) -> Tensor:
+    """The code of one token z [d_in] by pursuit, as the rule reads, in float64.
+
+    Raises:
+        LinAlgError: as many features as dimensions are fitted at once, which does not determine their values.
+    """
+    z, W = z.double(), W_dec.double()
+    norms, code, residual = W.norm(dim=1), torch.zeros(len(W_dec), dtype=torch.float64), z.double()
+    for _ in range(max_stages):
+        along = torch.where(norms > 0, W @ residual / norms, 0)
+        along[code != 0] = 0
+        least = threshold * max(float(residual.norm()), max(floor, 1e-4) * max(float(z.norm()), typical_norm))
+        joins = (along > least) & (along >= weak * along.max())
+        if not joins.any():
+            break
+        active = (joins | (code != 0)).nonzero().squeeze(1)
+        values = code[active]
+        if len(active) >= len(z):
+            raise torch.linalg.LinAlgError("dependent features")
+        while len(active) > 0:  # Lawson and Hanson
+            fit = torch.linalg.lstsq(W[active].T, z[:, None]).solution[:, 0]
+            below = fit <= 0
+            if not below.any():
+                values = fit
+                break
+            steps = torch.where(below, values / (values - fit), 1.0)
+            values = values + steps.min() * (fit - values)
+            stays = ~(below & (steps <= steps.min()))
+            active, values = active[stays], values[stays]
+        code = torch.zeros_like(code).index_copy(0, active, values)
+        residual = z - code @ W
+    return code

@@ -87,6 +87,7 @@ def stage(  # pragma: no cover
     chosen, values, fit = np.empty(d_sae, np.int64), np.empty(d_sae, x.dtype), np.empty(d_sae, x.dtype)
     ahead, gradient = np.empty(d_sae, x.dtype), np.empty(d_sae, x.dtype)
     rest, move = np.empty(d_in, x.dtype), np.empty(d_in, x.dtype)
+    tiny = np.finfo(x.dtype).tiny
     for row in range(len(tokens)):
         t = tokens[row]
         unfinished[row] = False
@@ -112,13 +113,14 @@ def stage(  # pragma: no cover
             step = x.dtype.type(1)
             for i in range(n):
                 if fit[i] <= 0:
-                    step = min(step, values[i] / (values[i] - fit[i]) if values[i] > 0 else x.dtype.type(0))
+                    step = min(step, values[i] / max(values[i] - fit[i], tiny))
             residual[t] += step * (rest - residual[t])
             kept = 0
             for i in range(n):
-                value = values[i] + step * (fit[i] - values[i])
-                if not (fit[i] <= 0 and values[i] <= step * (values[i] - fit[i])):
-                    chosen[kept], values[kept] = chosen[i], value
+                # The same quotient, so that the feature whose value becomes 0 leaves, however that is rounded.
+                if fit[i] > 0 or values[i] / max(values[i] - fit[i], tiny) > step:
+                    values[kept] = values[i] + step * (fit[i] - values[i])
+                    chosen[kept] = chosen[i]
                     kept += 1
             n_before, n = n, kept
             if n == n_before:

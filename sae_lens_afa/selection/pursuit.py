@@ -24,6 +24,8 @@ from torch import Tensor
 from sae_lens_afa._memory import in_shape
 from sae_lens_afa.selection._backends import backend_for
 
+# Share of a token's norm that is rounding, and no residual: `floor` is never less.
+RESOLUTION = 1e-4
 # Entries of the gathered rows [tokens, active, d_in] that the portable path holds at a time.
 _GATHERED = 1 << 25
 
@@ -34,7 +36,7 @@ class PursuitRule(NamedTuple):
     Attributes:
         threshold: t, by which a correlation has to exceed the norm of the residual: c sqrt(2 ln d_sae / d_in).
         floor: Share of the token's own norm (or of the typical one, if that is larger) below which the residual's norm
-            does not lower the threshold any more.
+            does not lower the threshold any more; at least `RESOLUTION`.
         weak: Share of the largest correlation that a feature needs to join in the same stage. 1: one at a time.
         max_stages: Stages after which a token is left as it is.
 
@@ -109,7 +111,7 @@ def _pursue(
     backend: str,
 ) -> Tensor:
     backend = backend_for(x_centered.device, backend)
-    rule, dtype = PursuitRule(threshold, floor, weak, max_stages), x_centered.dtype
+    rule, dtype = PursuitRule(threshold, max(floor, RESOLUTION), weak, max_stages), x_centered.dtype
     accurate = torch.promote_types(dtype, torch.float32)
     rows = x_centered.detach().reshape(-1, x_centered.shape[-1]).to(accurate)
     found = correlations.detach().reshape(-1, correlations.shape[-1]).to(accurate)
