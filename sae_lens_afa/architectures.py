@@ -111,10 +111,10 @@ ARCHITECTURES = (
         color="#882255",
         grids={
             "ground-truth": (
-                Grid("threshold_scale", (1.0,), (0.85, 1.0, 1.15), phase="threshold_warm_up_steps"),
+                Grid("threshold_scale", (1.0,), (0.85, 1.0, 1.15), phase="growth_steps"),
             ),
             "activations": (
-                Grid("threshold_scale", (1.0,), (0.7, 0.85, 1.0, 1.15), phase="threshold_warm_up_steps"),
+                Grid("threshold_scale", (1.0,), (0.7, 0.85, 1.0, 1.15), phase="growth_steps"),
             ),
         },
     ),

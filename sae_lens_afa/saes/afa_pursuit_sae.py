@@ -11,20 +11,21 @@ envelope theorem): the dictionary learns from sum over tokens of f r^T alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainStepInput
+from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSAE, TrainStepInput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import universal_ratio
 from sae_lens_afa.saes._base import AFASAE
 from sae_lens_afa.saes._pursuit_step import correlations, pursuit_step
-from sae_lens_afa.saes._step import StepCode, for_hooks, is_observed, times_decoder
+from sae_lens_afa.saes._reseed import ReseedingConfig, ReseedingTrainingSAE
+from sae_lens_afa.saes._step import StepCode, for_hooks, is_observed, times_decoder, uncompiled
 from sae_lens_afa.saes._validation import check_integer, check_number, check_shape_fields
-from sae_lens_afa.saes._warm_up import ThresholdTrainingConfig, ThresholdTrainingSAE
 from sae_lens_afa.selection import PursuitRule, pursue
 
 __all__ = [
@@ -33,6 +34,10 @@ __all__ = [
     "AFAPursuitTrainingSAE",
     "AFAPursuitTrainingSAEConfig",
 ]
+
+
+# Share of the latents that a dictionary starts with, and how often it grows on its way to all of them.
+_SEED, _GROWTHS = 1 / 16, 40
 
 
 @dataclass
@@ -57,8 +62,8 @@ class AFAPursuitSAEConfig(SAEConfig):
 
     threshold_scale: float = 1.0
     norm_floor: float = 0.2
-    weak_selection: float = 0.7
-    max_stages: int = 32
+    weak_selection: float = 0.9
+    max_stages: int = 64
 
     @override
     @classmethod
@@ -147,16 +152,16 @@ class AFAPursuitSAE(_Pursuing, SAE[AFAPursuitSAEConfig]):  # pyright: ignore[rep
 
 
 @dataclass(kw_only=True)
-class AFAPursuitTrainingSAEConfig(ThresholdTrainingConfig):
+class AFAPursuitTrainingSAEConfig(ReseedingConfig):
     """Configuration for training an `AFAPursuitSAE`. The defaults are meant for any data.
 
     Args:
-        threshold_scale: c at the end of the warm-up and in the saved model. The lower, the denser are codes.
+        threshold_scale: As in `AFAPursuitSAEConfig`. The lower, the denser are codes.
         norm_floor: As in `AFAPursuitSAEConfig`.
         weak_selection: As in `AFAPursuitSAEConfig`.
         max_stages: As in `AFAPursuitSAEConfig`.
-        threshold_start: c at the start, from which it rises linearly, as a share of `threshold_scale`.
-        threshold_warm_up_steps: Steps over which it rises. 0: `threshold_scale` from the first step.
+        growth_steps: Steps over which the dictionary grows from a sixteenth of its latents to all: new ones take the
+            directions of what those before them leave over. Training should be longer than that. 0: all from the start.
         reseed_steps: Every so many steps, the latents that the trainer counts as dead take the directions of what badly
             reconstructed tokens lack (see `sae_lens_afa.saes._reseed`). 0: never.
         decoder_init_norm: None or 1: decoder rows start, as they stay, at norm 1.
@@ -173,8 +178,9 @@ class AFAPursuitTrainingSAEConfig(ThresholdTrainingConfig):
 
     threshold_scale: float = 1.0
     norm_floor: float = 0.2
-    weak_selection: float = 0.7
-    max_stages: int = 32
+    weak_selection: float = 0.9
+    max_stages: int = 64
+    growth_steps: int = 1000
 
     @override
     @classmethod
@@ -185,17 +191,18 @@ class AFAPursuitTrainingSAEConfig(ThresholdTrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_rule(self)
+        check_integer(self, "growth_steps", at_least=0)
 
 
 class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverride]
-    _Pursuing, ThresholdTrainingSAE, TrainingSAE[AFAPursuitTrainingSAEConfig]
+    _Pursuing, ReseedingTrainingSAE, TrainingSAE[AFAPursuitTrainingSAEConfig]
 ):
     """The pursuit in training; saved for inference as an `AFAPursuitSAE`.
 
     The one loss, `mse_loss`, weighs each token by 1 / (variance of its entries): in SAELens' scale, as if every token
     had been standardised, and without a state that decoding would need. b_dec starts as the mean of the first batch,
-    weighed in the same way, and the typical norm is that batch's. A training step pursues with the c of that step;
-    `encode` and `forward` with the one that it rises to, as the saved model will.
+    weighed in the same way, and the typical norm is that batch's. Latents that the dictionary has not grown to yet are
+    rows of zeros, which are never active.
 
     Example:
         >>> import torch
@@ -212,8 +219,12 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
         return self._encode(self.normalized_input(x), self.pursuit_rule())
 
     @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {}
+
+    @override
     def rule_at(self, step_input: TrainStepInput) -> PursuitRule:
-        return self._rule(self.threshold_scale_at(step_input))
+        return self.pursuit_rule()
 
     @override
     def token_threshold(self, dense_norm: Tensor, rule: PursuitRule) -> Tensor:
@@ -233,20 +244,32 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
         return ((recons - x).square().sum(-1) * _token_weight(x)).mean()
 
     @override
-    def start_from(self, rows: Tensor) -> None:
-        """Set b_dec to the weighed mean of these tokens, and the typical norm to the mean of what is left of theirs."""
-        if not bool(self.b_dec.any()):
+    def start_from(self, rows: Tensor, *, is_new: bool) -> None:
+        """Set b_dec to the weighed mean of these tokens, the typical norm to theirs, and the dictionary to its seed."""
+        if is_new:
             weight = _token_weight(rows)[:, None]
             total = weight.sum()
             self.b_dec.copy_((weight * rows).sum(0) / torch.where(total > 0, total, 1))
+            self.W_dec[self._size_at(0) :] = 0
         if not bool(self.typical_norm):
             self.typical_norm.copy_(torch.linalg.vector_norm(rows - self.b_dec, dim=-1).mean())
 
+    def _size_at(self, step: int) -> int:
+        """Return how many latents the dictionary is to have at a step."""
+        grown = min(1.0, step / self.cfg.growth_steps) if self.cfg.growth_steps > 0 else 1.0
+        return math.ceil(self.cfg.d_sae * (_SEED + (1 - _SEED) * grown))
+
+    @uncompiled
+    @torch.no_grad()
     @override
-    def step_metrics(self, x: Tensor, feature_acts: Tensor, rule: PursuitRule) -> dict[str, Any]:
-        unit = universal_ratio(self.cfg.d_in, self.cfg.d_sae)  # 0 with one feature, of which there is no largest
-        scale = rule.threshold / unit if unit > 0 else self.cfg.threshold_scale
-        return super().step_metrics(x, feature_acts, rule) | {"afa_threshold_scale": scale}
+    def latents_to_place(self, step_input: TrainStepInput) -> Tensor | None:
+        """Return the latents that are due by the growth of the dictionary, and from time to time the dead ones."""
+        dead, step = super().latents_to_place(step_input), step_input.n_training_steps
+        if self.cfg.growth_steps == 0 or (dead is None and step % max(1, self.cfg.growth_steps // _GROWTHS) != 0):
+            return dead
+        unborn = ~(self.W_dec != 0).any(-1)
+        due = unborn & (unborn.cumsum(0) <= self._size_at(step) - (~unborn).sum())
+        return due if dead is None else due | (dead & ~unborn)
 
 
 def _token_weight(x: Tensor) -> Tensor:

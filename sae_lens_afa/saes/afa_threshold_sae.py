@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from sae_lens.saes.sae import SAE, SAEConfig, TrainingSAE, TrainStepInput
+from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSAE, TrainStepInput
 from torch import Tensor, nn
 from typing_extensions import override
 
 from sae_lens_afa.functional import universal_threshold
 from sae_lens_afa.saes._one_pass import NormMatchingSAE, NormMatchingTrainingSAE
-from sae_lens_afa.saes._validation import check_number, check_shape_fields
-from sae_lens_afa.saes._warm_up import ThresholdTrainingConfig, ThresholdTrainingSAE
+from sae_lens_afa.saes._reseed import ReseedingConfig, ReseedingTrainingSAE
+from sae_lens_afa.saes._validation import check_integer, check_number, check_shape_fields
 from sae_lens_afa.selection import above_threshold
 
 __all__ = [
@@ -99,7 +99,7 @@ class AFAThresholdSAE(NormMatchingSAE, SAE[AFAThresholdSAEConfig]):
 
 
 @dataclass(kw_only=True)
-class AFAThresholdTrainingSAEConfig(ThresholdTrainingConfig):
+class AFAThresholdTrainingSAEConfig(ReseedingConfig):
     """Configuration for training an `AFAThresholdSAE`. The defaults are meant for any data.
 
     Args:
@@ -123,6 +123,8 @@ class AFAThresholdTrainingSAEConfig(ThresholdTrainingConfig):
     """
 
     threshold_scale: float = DEFAULT_THRESHOLD_SCALE
+    threshold_start: float = 0.5
+    threshold_warm_up_steps: int = 1000
     normalize_activations: Literal["none", "expected_average_only_in", "layer_norm", "covariance_whitening"] = (
         "layer_norm"
     )
@@ -132,9 +134,15 @@ class AFAThresholdTrainingSAEConfig(ThresholdTrainingConfig):
     def architecture(cls) -> str:
         return "afa_threshold"
 
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "threshold_start", at_most=1)
+        check_integer(self, "threshold_warm_up_steps", at_least=0)
+
 
 class AFAThresholdTrainingSAE(
-    NormMatchingTrainingSAE, ThresholdTrainingSAE, TrainingSAE[AFAThresholdTrainingSAEConfig]
+    NormMatchingTrainingSAE, ReseedingTrainingSAE, TrainingSAE[AFAThresholdTrainingSAEConfig]
 ):
     """The norm-relative threshold in training; saved for inference as an `AFAThresholdSAE`.
 
@@ -161,8 +169,15 @@ class AFAThresholdTrainingSAE(
         return UniversalThreshold(self.cfg.threshold_scale, self.cfg.d_in)
 
     @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        """Return, as "threshold", how far c has risen: 0 at its start, 1 at `threshold_scale`."""
+        return {"threshold": TrainCoefficientConfig(1.0, self.cfg.threshold_warm_up_steps)}
+
+    @override
     def rule_at(self, step_input: TrainStepInput) -> UniversalThreshold:
-        return UniversalThreshold(self.threshold_scale_at(step_input), self.cfg.d_in)
+        progress = step_input.coefficients["threshold"]
+        share = progress + (1 - progress) * self.cfg.threshold_start
+        return UniversalThreshold(share * self.cfg.threshold_scale, self.cfg.d_in)
 
     @override
     def token_threshold(self, dense_norm: Tensor, rule: UniversalThreshold) -> Tensor:
