@@ -30,6 +30,7 @@ Grids = Annotated[
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: the preset's.")]
 Steps = Annotated[int | None, typer.Option(help="Training steps. Default: the preset's.")]
+LearningRate = Annotated[float | None, typer.Option(help="Learning rate of all arms. Default: the preset's.")]
 
 
 # The sweeps are imported where they run: `sae_lens.synthetic` and the statistics take seconds.
@@ -41,13 +42,14 @@ def ground_truth(
     arms: Grids = None,
     seeds: Seeds = None,
     steps: Steps = None,
+    lr: LearningRate = None,
     device: Device = "cpu",
 ) -> None:
     """Does it find the right features? Train on synthetic data whose features are known."""
     from sae_lens_afa.experiments import ground_truth_sweep
 
     chosen = ground_truth_sweep(
-        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, device=device
+        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, device=device
     )
     _run(chosen, output)
 
@@ -64,6 +66,7 @@ def paper(
     arms: Grids = None,
     seeds: Seeds = None,
     steps: Steps = None,
+    lr: LearningRate = None,
     model: Annotated[str | None, typer.Option(help="Model name or folder in place of GPT-2 small.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Hub id, folder or file in place of OpenWebText.")] = None,
     saes_per_group: Annotated[int | None, typer.Option(help="Most SAEs trained side by side.")] = None,
@@ -73,8 +76,8 @@ def paper(
     from sae_lens_afa.experiments import paper_sweep
 
     chosen = paper_sweep(
-        preset, layers=layers or (), arms=_arms(arms), seeds=seeds or (), steps=steps, model=model, dataset=dataset,
-        saes_per_group=saes_per_group, device=device,
+        preset, layers=layers or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, model=model,
+        dataset=dataset, saes_per_group=saes_per_group, device=device,
     )  # fmt: skip
     _run(chosen, output)
 
@@ -94,13 +97,14 @@ def activations(
     arms: Grids = None,
     seeds: Seeds = None,
     steps: Steps = None,
+    lr: LearningRate = None,
     device: Device = "cpu",
 ) -> None:
     """Explained variance (and, on the bundled model, cross-entropy) against L0, a curve for each architecture."""
     from sae_lens_afa.experiments import activations_sweep
 
     chosen = activations_sweep(
-        activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, raw=raw,
+        activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, raw=raw,
         device=device,
     )  # fmt: skip
     _run(chosen, output)

@@ -204,6 +204,7 @@ def ground_truth_sweep(
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
     steps: int | None = None,
+    lr: float | None = None,
     device: str = "cpu",
 ) -> GroundTruthSweep:
     """Return a preset of the sweep over synthetic worlds, or a change of one.
@@ -212,6 +213,7 @@ def ground_truth_sweep(
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
         worlds, arms, seeds: In place of the preset's, where given.
         steps: In place of the preset's; all that the preset counts in steps changes in proportion.
+        lr: Learning rate of all arms, in place of the preset's.
         device: Of the SAEs.
 
     Raises:
@@ -224,5 +226,5 @@ def ground_truth_sweep(
         (['topk k=2', 'topk k=4'], 200, (0, 1, 2))
     """
     return changed(
-        PRESETS, preset, steps, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), device=device
+        PRESETS, preset, steps, lr, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), device=device
     )  # fmt: skip

@@ -150,6 +150,7 @@ def paper_sweep(
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
     steps: int | None = None,
+    lr: float | None = None,
     model: str | None = None,
     dataset: str | None = None,
     saes_per_group: int | None = None,
@@ -162,6 +163,7 @@ def paper_sweep(
             and text, minutes on two cores), "tiny" (seconds: says nothing about SAEs).
         layers, arms, seeds: In place of the preset's, where given.
         steps: In place of the preset's; all that the preset counts in steps changes in proportion.
+        lr: Learning rate of all arms, in place of the preset's.
         model: In place of GPT-2 small, as for `load_language_model`; d_in and d_sae follow from its width.
         dataset: In place of OpenWebText, as for `load_text_dataset`.
         saes_per_group: Most SAEs that are trained side by side.
@@ -179,7 +181,7 @@ def paper_sweep(
         ['top_afa afa_coefficient=0.0078125', 'top_afa afa_coefficient=0.03125']
     """
     sweep = changed(
-        PRESETS, preset, steps, hooks=_hooks(*layers) or None, arms=tuple(arms), seeds=tuple(seeds),
+        PRESETS, preset, steps, lr, hooks=_hooks(*layers) or None, arms=tuple(arms), seeds=tuple(seeds),
         saes_per_group=saes_per_group, device=device,
     )  # fmt: skip
     for parameter, name, own in (("model", model, "model"), ("dataset", dataset, "text")):

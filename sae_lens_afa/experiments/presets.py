@@ -49,13 +49,14 @@ def preset_arms(sweep: str, size: Literal["quick", "full"], phase: int) -> tuple
     )  # fmt: skip
 
 
-def changed(presets: Mapping[str, S], preset: str, steps: int | None, **changes: Any) -> S:
+def changed(presets: Mapping[str, S], preset: str, steps: int | None, lr: float | None, **changes: Any) -> S:
     """Return a preset with other fields.
 
     Args:
         presets: Sweeps by name.
         preset: The name of one.
         steps: Training steps; all that the preset counts in steps changes in proportion. None leaves them.
+        lr: Learning rate. None leaves the preset's.
         changes: Fields; None and () leave the preset's value.
 
     Raises:
@@ -64,4 +65,6 @@ def changed(presets: Mapping[str, S], preset: str, steps: int | None, **changes:
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(presets)}.")
     sweep = presets[preset] if steps is None else presets[preset].with_steps(steps)
+    if lr is not None:
+        sweep = replace(sweep, training=replace(sweep.training, lr=lr))
     return replace(sweep, **{name: value for name, value in changes.items() if value is not None and value != ()})

@@ -72,6 +72,7 @@ def activations_sweep(
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
     steps: int | None = None,
+    lr: float | None = None,
     raw: bool = False,
     device: str = "cpu",
 ) -> Sweep:
@@ -84,6 +85,7 @@ def activations_sweep(
         d_sae: Latents; four times d_in if None.
         arms, seeds: In place of the preset's, where given.
         steps: In place of the preset's; all that the preset counts in steps changes in proportion.
+        lr: Learning rate of all arms, in place of the preset's.
         raw: Of a file: not standardised, see `ActivationsSweep`.
         device: Of model and SAEs.
 
@@ -103,7 +105,7 @@ def activations_sweep(
     if activations is None and test is None:
         if raw:
             raise ValueError("raw is for the activations of a file: give activations and test with it.")
-        return changed(PRESETS, preset, steps, **changes)
+        return changed(PRESETS, preset, steps, lr, **changes)
     if activations is None or test is None:
         raise ValueError("give activations and test, or neither of them for the bundled model.")
     files = {
@@ -113,4 +115,4 @@ def activations_sweep(
         )
         for name, sweep in PRESETS.items()
     }  # fmt: skip
-    return changed(files, preset, steps, raw=raw, **changes)
+    return changed(files, preset, steps, lr, raw=raw, **changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class Training:
         for name in ("steps", "batch_size", "dead_feature_window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ValueError(f"lr must be a finite number > 0, got {self.lr}.")
         if self.lr_warm_up_steps + self.lr_decay_steps > self.steps:
             raise ValueError(
                 f"steps must be at least lr_warm_up_steps + lr_decay_steps ="

@@ -61,7 +61,7 @@ class AFAPursuitSAEConfig(SAEConfig):
     """
 
     threshold_scale: float = 1.0
-    norm_floor: float = 0.2
+    norm_floor: float = 0.1
     weak_selection: float = 0.9
     max_stages: int = 64
 
@@ -177,7 +177,7 @@ class AFAPursuitTrainingSAEConfig(ReseedingConfig):
     """
 
     threshold_scale: float = 1.0
-    norm_floor: float = 0.2
+    norm_floor: float = 0.1
     weak_selection: float = 0.9
     max_stages: int = 64
     growth_steps: int = 1000
