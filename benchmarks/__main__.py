@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=choices, default=choices, help="what to measure (all)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=11, help="rounds of which the median is taken")
-    parser.add_argument("--growth-rounds", type=int, default=3)
+    parser.add_argument("--growth-rounds", type=int, default=3, help="rounds of each size of growth; 0 leaves it out")
     parser.add_argument("--batch", type=int, help="tokens (512 on a CPU, 4096 on a GPU)")
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12288)
@@ -48,7 +48,7 @@ def main() -> None:
         for row in measure(args) if name in args.rows else []:
             print(as_line(row), flush=True)
             result["goals"].append(row.to_dict())
-    if "growth" in args.rows:
+    if "growth" in args.rows and args.growth_rounds > 0:
         from benchmarks import growth
 
         print("\na training step as it grows", flush=True)

@@ -9,12 +9,17 @@ from typing import Any
 import torch
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig, JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.matching_pursuit_sae import MatchingPursuitSAE, MatchingPursuitSAEConfig
 from sae_lens.saes.sae import SAE, TrainCoefficientConfig, TrainingSAE, TrainStepInput
 from sae_lens.saes.standard_sae import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
 from sae_lens_afa import (
+    AFAPursuitSAE,
+    AFAPursuitSAEConfig,
+    AFAPursuitTrainingSAE,
+    AFAPursuitTrainingSAEConfig,
     AFAThresholdTrainingSAE,
     AFAThresholdTrainingSAEConfig,
     TopAFASAE,
@@ -67,6 +72,40 @@ def afa_threshold(d_in: int, d_sae: int, l0: float, device: str) -> AFAThreshold
     ).train()
 
 
+def afa_pursuit(d_in: int, d_sae: int, device: str) -> AFAPursuitTrainingSAE:
+    """Return one with all its latents; tokens for it are those of `tokens_of_features`."""
+    cfg = AFAPursuitTrainingSAEConfig(d_in=d_in, d_sae=d_sae, growth_steps=0, device=device)
+    return AFAPursuitTrainingSAE(cfg).train()
+
+
+def tokens_of_features(sae: SAE[Any], tokens: int, l0: int) -> Tensor:
+    """Return tokens of `l0` features of a dictionary each, by values from 0.5 to 1.5, and a little noise."""
+    generator = torch.Generator().manual_seed(0)
+    W_dec = sae.W_dec.detach().cpu()
+    chosen = torch.rand(tokens, len(W_dec), generator=generator).topk(min(l0, len(W_dec)), dim=-1).indices
+    values = 0.5 + torch.rand(chosen.shape, generator=generator)
+    x = torch.stack([each @ W_dec[features] for each, features in zip(values, chosen, strict=True)])
+    noise = torch.randn(x.shape, generator=generator) * x.norm(dim=-1, keepdim=True) / math.sqrt(x.shape[1])
+    return (x + 0.1 * noise).to(sae.W_dec.device)
+
+
+def pursuit_for_inference(sae: AFAPursuitTrainingSAE) -> AFAPursuitSAE:
+    """Return the SAE as it is used after training."""
+    plain = AFAPursuitSAE(AFAPursuitSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, device=sae.cfg.device))
+    plain.load_state_dict(sae.state_dict())
+    return plain.eval()
+
+
+def matching_pursuit(sae: AFAPursuitTrainingSAE, iterations: int) -> MatchingPursuitSAE:
+    """Return SAELens' own of the same dictionary, with so many iterations."""
+    cfg = MatchingPursuitSAEConfig(
+        d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, max_iterations=iterations, device=sae.cfg.device
+    )
+    plain = MatchingPursuitSAE(cfg)
+    plain.load_state_dict({"W_dec": sae.W_dec.data, "b_dec": sae.b_dec.data})
+    return plain.eval()
+
+
 def relu(d_in: int, d_sae: int, device: str) -> StandardTrainingSAE:
     """Return SAELens' own, with its defaults."""
     return StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, device=device)).train()
@@ -102,7 +141,7 @@ def inference_peers(d_in: int, d_sae: int, device: str) -> dict[str, SAE[Any]]:
 
 
 def train_step(sae: TrainingSAE[Any], x: Tensor) -> Callable[[], None]:
-    """Return forward and backward as SAELens' trainer calls them, without its optimizer; no latent is dead."""
+    """Return forward and backward as SAELens' trainer calls them, without its optimizer; not the first, no latent dead."""
     coefficients = {
         name: value.value if isinstance(value, TrainCoefficientConfig) else value
         for name, value in sae.get_coefficients().items()
@@ -116,7 +155,7 @@ def train_step(sae: TrainingSAE[Any], x: Tensor) -> Callable[[], None]:
                 sae_in=x,
                 coefficients=coefficients,
                 dead_neuron_mask=dead,
-                n_training_steps=0,
+                n_training_steps=1,
                 is_logging_step=False,
             )
         )

@@ -128,6 +128,47 @@ def inference(args: Namespace) -> list[Row]:
     return [row]
 
 
+def pursuit(args: Namespace) -> list[Row]:
+    """Measure afa_pursuit on tokens of 30 of its features, beside SAELens' TopK and matching pursuit."""
+    sae = cases.afa_pursuit(args.d_in, args.d_sae, args.device)
+    x = cases.tokens_of_features(sae, args.batch, 30)
+    plain, topk = cases.pursuit_for_inference(sae), cases.inference_peers(args.d_in, args.d_sae, args.device)["topk"]
+    matching = cases.matching_pursuit(sae, 30)
+    with torch.no_grad():
+        l0 = torch.count_nonzero(plain.encode(x), dim=-1).double().mean().item()
+        variants = {"ours": lambda: plain.encode(x), "topk": lambda: topk.encode(x)}
+        encode = time_rounds(variants, args.rounds, args.device)
+        slow = {"ours": lambda: plain.encode(x), "matching": lambda: matching.encode(x)}
+        slowly = time_rounds(slow, min(args.rounds, 3), args.device)
+    peer = cases.topk(args.d_in, args.d_sae, args.device)
+    steps = time_rounds({"ours": cases.train_step(sae, x), "topk": cases.train_step(peer, x)}, args.rounds, args.device)
+    case = f"L0 {l0:.1f}"
+    rows = [
+        Row(f"afa_pursuit training step / SAELens TopK({cases.K})", 1.0, 0.6),
+        Row(f"afa_pursuit encode / SAELens TopK({cases.K}) encode", 4.0, 2.0),
+        Row("SAELens matching pursuit(30) encode / afa_pursuit encode", 10.0, None, at_least=True),
+    ]
+    found = [(steps["ours"], steps["topk"]), (encode["ours"], encode["topk"]), (slowly["matching"], slowly["ours"])]
+    for row, (ours, other) in zip(rows, found, strict=True):
+        row.keep_worst(case, ratio(ours, other))
+    tokens = max(args.batch, 2048)
+    (extra,) = peak_extra_bytes(pursue_once, (tokens, args.d_in, args.d_sae, args.device))
+    share = extra / (4 * tokens * args.d_sae)
+    row = Row("peak extra memory of afa_pursuit's encode / [batch, d_sae]", 2.0, None)
+    row.keep_worst(f"{tokens} rows", {"median": share, "q25": share, "q75": share})
+    return [*rows, row]
+
+
+def pursue_once(ready: Callable[[], None], tokens: int, d_in: int, d_sae: int, device: str) -> None:
+    """Encode once by pursuit, the kernels compiled before."""
+    sae = cases.pursuit_for_inference(cases.afa_pursuit(d_in, d_sae, device))
+    x = cases.tokens_of_features(sae, tokens, 30)
+    with torch.no_grad():
+        sae.encode(x[:32])
+        ready()
+        sae.encode(x)
+
+
 def memory(args: Namespace) -> list[Row]:
     """Measure peak memory of the selection beside its input, the output included."""
     row = Row("peak extra memory of selection / one [batch, d_sae]", 1.1, None)
@@ -158,5 +199,6 @@ MEASUREMENTS: dict[str, Callable[[Namespace], list[Row]]] = {
     "selection": selection,
     "step": step,
     "inference": inference,
+    "pursuit": pursuit,
     "memory": memory,
 }

@@ -109,27 +109,33 @@ def pursue(
     """
     z, W = z.double(), W_dec.double()
     norms, code, residual = W.norm(dim=1), torch.zeros(len(W_dec), dtype=torch.float64), z.double()
-    for _ in range(max_stages):
+
+    def outstanding(among: Tensor) -> Tensor:
+        """How far each of these stands out from the residual, 0 where it does not or is active."""
         along = torch.where(norms > 0, W @ residual / norms, 0)
-        along[code != 0] = 0
         least = threshold * max(float(residual.norm()), max(floor, 1e-4) * max(float(z.norm()), typical_norm))
-        joins = (along > least) & (along >= weak * along.max())
-        if not joins.any():
+        return torch.where(among & (code == 0) & (along > least), along, 0)
+
+    for _ in range(max_stages):
+        candidates = outstanding(torch.ones(len(W), dtype=torch.bool)) > 0
+        if not candidates.any():
             break
-        active = (joins | (code != 0)).nonzero().squeeze(1)
-        values = code[active]
-        if len(active) >= len(z):
-            raise torch.linalg.LinAlgError("dependent features")
-        while len(active) > 0:  # Lawson and Hanson
-            fit = torch.linalg.lstsq(W[active].T, z[:, None]).solution[:, 0]
-            below = fit <= 0
-            if not below.any():
-                values = fit
-                break
-            steps = torch.where(below, values / (values - fit), 1.0)
-            values = values + steps.min() * (fit - values)
-            stays = ~(below & (steps <= steps.min()))
-            active, values = active[stays], values[stays]
-        code = torch.zeros_like(code).index_copy(0, active, values)
-        residual = z - code @ W
+        while (along := outstanding(candidates)).any():
+            joins = (along > 0) & (along >= weak * along.max())
+            active = (joins | (code != 0)).nonzero().squeeze(1)
+            values = code[active]
+            if len(active) >= len(z):
+                raise torch.linalg.LinAlgError("dependent features")
+            while len(active) > 0:  # Lawson and Hanson
+                fit = torch.linalg.lstsq(W[active].T, z[:, None]).solution[:, 0]
+                below = fit <= 0
+                if not below.any():
+                    values = fit
+                    break
+                steps = torch.where(below, values / (values - fit), 1.0)
+                values = values + steps.min() * (fit - values)
+                stays = ~(below & (steps <= steps.min()))
+                active, values = active[stays], values[stays]
+            code = torch.zeros_like(code).index_copy(0, active, values)
+            residual = z - code @ W
     return code

@@ -84,104 +84,165 @@ def stage(  # pragma: no cover
     threshold is scale * max(||residual||, floor * max(||x||, typical)), the fit's precision `tolerance` * ||x||.
     """
     d_sae, d_in = W.shape
-    chosen, values, fit = np.empty(d_sae, np.int64), np.empty(d_sae, x.dtype), np.empty(d_sae, x.dtype)
-    ahead, gradient = np.empty(d_sae, x.dtype), np.empty(d_sae, x.dtype)
-    rest, move = np.empty(d_in, x.dtype), np.empty(d_in, x.dtype)
-    tiny = np.finfo(x.dtype).tiny
+    # More than d_in features leave nothing over; what comes beyond the places waits for the next stage.
+    n_places = min(d_sae, 2 * d_in + 8)
+    near, place, lengths = np.empty(d_sae, np.int64), np.empty(d_sae, np.int64), np.empty(d_sae, x.dtype)
+    feature, products = np.empty(n_places, np.int64), np.empty(n_places, x.dtype)
+    gram, values = np.empty((n_places, n_places), x.dtype), np.empty(n_places, x.dtype)
+    chosen, scratch = np.empty(n_places, np.int64), np.empty((4, n_places), x.dtype)
     for row in range(len(tokens)):
         t = tokens[row]
+        code, rest, token = codes[t], residual[t], x[t]
         unfinished[row] = False
-        norm = np.sqrt(dot(x[t], x[t]))
+        norm = np.sqrt(dot(token, token))
         if not np.isfinite(norm):
-            codes[t] = correlations[row]
+            code[:] = correlations[row]
             continue
-        threshold = scale * max(np.sqrt(dot(residual[t], residual[t])), floor * max(norm, typical))
-        n, n_fresh = choose(correlations[row], codes[t], inverse_norm, threshold, weak, chosen)
-        if n_fresh == 0:
+        least = floor * max(norm, typical)
+        threshold = scale * max(np.sqrt(dot(rest, rest)), least)
+        n_near, stand_out = look(correlations[row], code, inverse_norm, threshold, near, place, lengths)
+        if not stand_out:
             continue
         unfinished[row] = True
-        for i in range(n):
-            values[i] = codes[t, chosen[i]] / inverse_norm[chosen[i]]
-            codes[t, chosen[i]] = 0
-        limit = tolerance * norm
-        # Lawson and Hanson's inner loop. What a fit on all of the chosen would make negative stops the way towards that
-        # fit where its value is 0, and leaves.
-        while n > 0:
-            fit[:n] = values[:n]
-            rest[:] = residual[t]
-            least_squares(chosen[:n], W, inverse_norm, fit, rest, ahead, gradient, move, limit * limit)
-            step = x.dtype.type(1)
-            for i in range(n):
-                if fit[i] <= 0:
-                    step = min(step, values[i] / max(values[i] - fit[i], tiny))
-            residual[t] += step * (rest - residual[t])
-            kept = 0
-            for i in range(n):
-                # The same quotient, so that the feature whose value becomes 0 leaves, however that is rounded.
-                if fit[i] > 0 or values[i] / max(values[i] - fit[i], tiny) > step:
-                    values[kept] = values[i] + step * (fit[i] - values[i])
-                    chosen[kept] = chosen[i]
-                    kept += 1
-            n_before, n = n, kept
-            if n == n_before:
+        n = 0  # places taken: of features that are active, or have been in this stage
+        for i in range(n_near):
+            if place[i] == _ACTIVE and n < n_places:
+                place[i] = n
+                take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
+                values[n] = code[near[i]] / inverse_norm[near[i]]
+                n += 1
+        # Among those that stand out the strongest join first; what they leave over says which of the others do.
+        while True:
+            best = threshold
+            for i in range(n_near):
+                if place[i] == _WAITS or (place[i] >= 0 and values[place[i]] == 0):
+                    best = max(best, lengths[i])
+            if best <= threshold:
+                break
+            k = 0
+            for i in range(n_near):
+                joins = lengths[i] > threshold and lengths[i] >= weak * best
+                if place[i] == _WAITS and joins and n < n_places:
+                    place[i] = n
+                    take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
+                    values[n] = 0
+                    n += 1
+                if place[i] >= 0 and (joins or values[place[i]] != 0):
+                    chosen[k] = place[i]
+                    k += 1
+            values_before = n
+            k = fit_without_negatives(chosen, k, values, gram, products, scratch, tolerance * norm)
+            rest[:] = token
+            for i in range(k):
+                j = feature[chosen[i]]
+                add_scaled(rest, -values[chosen[i]] * inverse_norm[j], W[j])
+            threshold = scale * max(np.sqrt(dot(rest, rest)), least)
+            for i in range(n_near):
+                lengths[i] = dot(W[near[i]], rest) * inverse_norm[near[i]]
+            if n == n_places and values_before == n:
                 break
         for i in range(n):
-            codes[t, chosen[i]] = values[i] * inverse_norm[chosen[i]]
+            code[feature[i]] = values[i] * inverse_norm[feature[i]]
+
+
+# What a feature near a token has in place of a place.
+_WAITS, _ACTIVE = -1, -2
 
 
 @compiled
-def choose(  # pragma: no cover
-    correlations: Array, code: Array, inverse_norm: Array, threshold: Any, weak: Any, chosen: Array
+def look(  # pragma: no cover
+    correlations: Array, code: Array, inverse_norm: Array, threshold: Any, near: Array, place: Array, lengths: Array
 ) -> Any:
-    """List, by rising feature, those that are active and those that join; return how many, and how many join."""
-    best = threshold - threshold
+    """List, by rising feature, what is active and what stands out; return how many, and whether anything stands out."""
+    n, stand_out = 0, False
     for i in range(len(code)):
         length = correlations[i] * inverse_norm[i]
-        if code[i] == 0 and length > best:
-            best = length
-    if best <= threshold:
-        return 0, 0
-    n = n_fresh = 0
-    for i in range(len(code)):
-        length = correlations[i] * inverse_norm[i]
-        joins = code[i] == 0 and length > threshold and length >= weak * best
-        if joins or code[i] != 0:
-            chosen[n] = i
+        if code[i] != 0:
+            near[n], place[n], lengths[n] = i, _ACTIVE, length
             n += 1
-            n_fresh += joins
-    return n, n_fresh
+        elif length > threshold:
+            near[n], place[n], lengths[n] = i, _WAITS, length
+            stand_out = True
+            n += 1
+    return n, stand_out
+
+
+@compiled_fused
+def take_place(  # pragma: no cover
+    j: int, n: int, feature: Array, products: Array, gram: Array, token: Array, W: Array, inverse_norm: Array
+) -> None:
+    """Put feature j at place n: its product with the token, and with those of the features before it."""
+    feature[n] = j
+    products[n] = dot(W[j], token) * inverse_norm[j]
+    for i in range(n + 1):
+        gram[n, i] = dot(W[j], W[feature[i]]) * inverse_norm[j] * inverse_norm[feature[i]]
+        gram[i, n] = gram[n, i]
+
+
+@compiled_fused
+def fit_without_negatives(  # pragma: no cover
+    chosen: Array, n: int, values: Array, gram: Array, products: Array, scratch: Array, precise: Any
+) -> Any:
+    """Fit the first n of the chosen from their values on, in place; those that leave get 0. Return how many stay.
+
+    Lawson and Hanson's inner loop: what a fit on all of the chosen would make negative stops the way towards that fit
+    where its value is 0, and leaves.
+    """
+    fit, tiny = scratch[0], np.finfo(values.dtype).tiny
+    while n > 0:
+        least_squares(chosen[:n], values, gram, products, scratch, precise * precise)
+        step = values.dtype.type(1)
+        for i in range(n):
+            value = values[chosen[i]]
+            if fit[i] <= 0:
+                step = min(step, value / max(value - fit[i], tiny))
+        kept = 0
+        for i in range(n):
+            value = values[chosen[i]]
+            # The same quotient, so that the feature whose value becomes 0 leaves, however that is rounded.
+            if fit[i] > 0 or value / max(value - fit[i], tiny) > step:
+                values[chosen[i]] = value + step * (fit[i] - value)
+                chosen[kept] = chosen[i]
+                kept += 1
+            else:
+                values[chosen[i]] = 0
+        if kept == n:
+            break
+        n = kept
+    return n
 
 
 @compiled_fused
 def least_squares(  # pragma: no cover
-    chosen: Array,
-    W: Array,
-    inverse_norm: Array,
-    fit: Array,
-    rest: Array,
-    ahead: Array,
-    gradient: Array,
-    move: Array,
-    precise: Any,
+    chosen: Array, values: Array, gram: Array, products: Array, scratch: Array, precise: Any
 ) -> None:
-    """Improve `fit`, whose residual is `rest`, to the least-squares fit of the rows `chosen`, by conjugate gradients.
+    """Put the least-squares fit of the chosen into scratch[0], from their values on, by conjugate gradients.
 
-    Until the squared norm of the gradient is at most `precise`; `ahead`, `gradient` and `move` are scratch.
+    Until the squared norm of the gradient is at most `precise`.
     """
-    n, before = len(chosen), precise
+    n, before, zero = len(chosen), precise, precise - precise
+    fit, gradient, ahead, move = scratch[0, :n], scratch[1, :n], scratch[2, :n], scratch[3, :n]
+    for i in range(n):
+        fit[i] = values[chosen[i]]
+    for i in range(n):
+        gradient[i] = products[chosen[i]]
+        for k in range(n):
+            gradient[i] -= gram[chosen[i], chosen[k]] * fit[k]
     for iteration in range(2 * n + 8):
-        slope = precise - precise
-        for i in range(n):
-            gradient[i] = dot(W[chosen[i]], rest) * inverse_norm[chosen[i]]
-            slope += gradient[i] * gradient[i]
+        slope = dot(gradient, gradient)
         if slope <= precise:
             return
-        move[:] = 0
         for i in range(n):
-            ahead[i] = gradient[i] + (slope / before * ahead[i] if iteration > 0 else precise - precise)
-            add_scaled(move, ahead[i] * inverse_norm[chosen[i]], W[chosen[i]])
-        length = slope / dot(move, move)
+            ahead[i] = gradient[i] + (slope / before * ahead[i] if iteration > 0 else zero)
+        curvature = zero
+        for i in range(n):
+            total = zero
+            for k in range(n):
+                total += gram[chosen[i], chosen[k]] * ahead[k]
+            move[i] = total
+            curvature += total * ahead[i]
+        length = slope / max(curvature, np.finfo(values.dtype).tiny)
         for i in range(n):
             fit[i] += length * ahead[i]
-        add_scaled(rest, -length, move)
+            gradient[i] -= length * move[i]
         before = slope

@@ -1,16 +1,20 @@
 """Pursuit by stages, as a differentiable operator on tensors: which features a token is made of, and how much of each.
 
-With z = x - b_dec, unit rows d_i, the code f = 0 and the residual r = z, a stage
+With z = x - b_dec, unit rows d_i, the code f = 0 and the residual r = z, a stage looks once at all features:
 
-    1. adds every inactive i with  <r, d_i>  >  t max(||r||, floor max(||z||, typical norm))
-                             and   <r, d_i>  >=  weak max over inactive j of <r, d_j>,
-    2. makes f the least-squares fit of z on what is active. A fit that would be negative is stopped where the first
+    candidates are the inactive i with  <r, d_i>  >  T(r) = t max(||r||, floor max(||z||, typical norm)),
+
+and then at these alone, until none of them is above T(r) any more:
+
+    1. those join with  <r, d_i>  >  T(r)  and  <r, d_i>  >=  weak max over inactive candidates j of <r, d_j>,
+    2. f becomes the least-squares fit of z on what is active. A fit that would be negative is stopped where the first
        value becomes 0; that feature leaves, and the rest is fitted anew (Lawson and Hanson's inner loop),
-    3. makes r what the fit leaves over.
+    3. r becomes what the fit leaves over.
 
-A token is done when nothing is added. Each stage lowers ||r||, so no set of features comes twice, and the pursuit ends.
-The threshold t = c sqrt(2 ln d_sae / d_in) is `sae_lens_afa.functional.universal_threshold`'s, of the residual where
-`afa_threshold` takes the whole token. See docs/afa_pursuit.md for why, and for what this has in common with StOMP.
+A token is done when a stage has no candidates. Each fit lowers ||r||, so no set of features comes twice, and the
+pursuit ends. The threshold t = c sqrt(2 ln d_sae / d_in) is `sae_lens_afa.functional.universal_threshold`'s, of the
+residual where `afa_threshold` takes the whole token. That the strongest join first is what keeps two latents from
+standing for one feature: what the first explains, the second has no part in. See docs/afa_pursuit.md.
 """
 
 from __future__ import annotations
@@ -18,16 +22,15 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens_afa._memory import in_shape
 from sae_lens_afa.selection._backends import backend_for
+from sae_lens_afa.selection._batched_pursuit import GATHERED, Support, pursue_portable
 
 # Share of a token's norm that is rounding, and no residual: `floor` is never less.
 RESOLUTION = 1e-4
-# Entries of the gathered rows [tokens, active, d_in] that the portable path holds at a time.
-_GATHERED = 1 << 25
 
 
 class PursuitRule(NamedTuple):
@@ -37,8 +40,8 @@ class PursuitRule(NamedTuple):
         threshold: t, by which a correlation has to exceed the norm of the residual: c sqrt(2 ln d_sae / d_in).
         floor: Share of the token's own norm (or of the typical one, if that is larger) below which the residual's norm
             does not lower the threshold any more; at least `RESOLUTION`.
-        weak: Share of the largest correlation that a feature needs to join in the same stage. 1: one at a time.
-        max_stages: Stages after which a token is left as it is.
+        weak: Share of the largest correlation that a feature needs to join together with it. 1: one at a time.
+        max_stages: Stages, and so looks at all features, after which a token is left as it is.
 
     Example:
         >>> from sae_lens_afa.functional import universal_ratio
@@ -128,97 +131,6 @@ def _pursue(
     return in_shape(codes.to(dtype), correlations.shape)
 
 
-def pursue_portable(
-    x: Float[Tensor, "tokens d_in"],
-    W: Float[Tensor, "d_sae d_in"],
-    correlations: Float[Tensor, "tokens d_sae"],
-    inverse_norm: Float[Tensor, " d_sae"],
-    rule: PursuitRule,
-    typical_norm: Float[Tensor, ""],
-) -> Float[Tensor, "tokens d_sae"]:
-    """Pursue on any device, by batched torch operations on the tokens that are not done."""
-    norm = torch.linalg.vector_norm(x, dim=-1)
-    finite = norm.isfinite()
-    codes = torch.where(finite[:, None], 0, correlations)
-    tokens, residual = finite.nonzero().squeeze(-1), x.clone()
-    for stage in range(rule.max_stages):
-        rest = residual[tokens]
-        lengths = (correlations[tokens] if stage == 0 else rest @ W.T) * inverse_norm
-        lengths = lengths.masked_fill_(codes[tokens] != 0, 0)
-        least = rule.floor * torch.maximum(norm[tokens], typical_norm)
-        threshold = rule.threshold * torch.maximum(torch.linalg.vector_norm(rest, dim=-1), least)
-        joins = (lengths > threshold[:, None]) & (lengths >= rule.weak * lengths.amax(-1, keepdim=True))
-        going_on = joins.any(-1)
-        tokens, joins = tokens[going_on], joins[going_on]
-        if len(tokens) == 0:
-            break
-        active = joins | (codes[tokens] != 0)
-        step = max(1, _GATHERED // (int(active.sum(-1).max()) * x.shape[1]))
-        for part, chosen in zip(tokens.split(step), active.split(step), strict=True):
-            support = _Support.of(chosen, W)
-            values = support.fit(x[part], support.gather(codes[part]))
-            codes[part] = support.scatter(values, codes.shape[1])
-            residual[part] = x[part] - torch.einsum("ta,tad->td", values, support.rows)
-    return codes
-
-
-class _Support(NamedTuple):
-    """Active features of some tokens as lists of one length: `rows` of the dictionary, 0 where `used` is not."""
-
-    features: Int[Tensor, "tokens active"]
-    used: Bool[Tensor, "tokens active"]
-    rows: Float[Tensor, "tokens active d_in"]
-
-    @classmethod
-    def of(cls, active: Bool[Tensor, "tokens d_sae"], W: Float[Tensor, "d_sae d_in"]) -> _Support:
-        """List the active features of each token, by rising feature."""
-        counts = active.sum(-1)
-        token, feature = active.nonzero(as_tuple=True)
-        place = torch.arange(len(token), device=W.device) - (counts.cumsum(0) - counts)[token]
-        used = torch.arange(max(1, int(counts.max())), device=W.device) < counts[:, None]
-        features = torch.zeros_like(used, dtype=torch.int64)
-        features[token, place] = feature
-        return cls(features, used, W[features] * used[..., None])
-
-    def gather(self, codes: Float[Tensor, "tokens d_sae"]) -> Float[Tensor, "tokens active"]:
-        """Return the entries of these features, 0 where there is none."""
-        return codes.gather(1, self.features) * self.used
-
-    def scatter(self, values: Float[Tensor, "tokens active"], d_sae: int) -> Float[Tensor, "tokens d_sae"]:
-        """Return codes with these values."""
-        codes = values.new_zeros(len(values), d_sae)
-        return codes.scatter_add_(1, self.features, values * self.used)
-
-    def solve(
-        self, free: Bool[Tensor, "tokens active"], right: Float[Tensor, "tokens active"]
-    ) -> Float[Tensor, "tokens active"]:
-        """Solve (rows rows^T) s = right on the free features; 0 for the others."""
-        gram = self.rows @ self.rows.mT * (free[:, :, None] & free[:, None, :])
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        # A trace of a ridge, by which two equal rows share what is theirs.
-        ridge = 64 * torch.finfo(gram.dtype).eps
-        diagonal += torch.where(diagonal > 0, ridge * diagonal, 1)
-        factor, _ = torch.linalg.cholesky_ex(gram)
-        return torch.cholesky_solve((right * free)[..., None], factor)[..., 0] * free
-
-    def fit(
-        self, x: Float[Tensor, "tokens d_in"], values: Float[Tensor, "tokens active"]
-    ) -> Float[Tensor, "tokens active"]:
-        """Fit tokens without a negative value, from `values` on, whose own are not negative."""
-        products = torch.einsum("tad,td->ta", self.rows, x)
-        free = self.used.clone()
-        while True:
-            fit = self.solve(free, products)
-            blocked = free & (fit <= 0)
-            if not bool(blocked.any()):
-                return fit
-            # As far as the first value that becomes 0: at once, where one is 0 already.
-            steps = torch.where(blocked, values / (values - fit).clamp(min=torch.finfo(x.dtype).tiny), 1)
-            step = steps.amin(-1, keepdim=True)
-            free &= ~(blocked & (steps <= step))
-            values = torch.where(free, values + step * (fit - values), 0)
-
-
 def _like_correlations(x_centered: Tensor, _: Tensor, correlations: Tensor, *__: Any) -> Tensor:
     return x_centered.new_empty(correlations.shape)
 
@@ -256,15 +168,15 @@ def fit_gradients(
     x, f, g, W = (t.detach().to(accurate) for t in (x_centered, codes, grad, W_dec))
     of_x, of_W = torch.zeros_like(x), torch.zeros_like(W)
     widest = int((f != 0).sum(-1).max()) if len(f) > 0 else 0
-    step = max(1, _GATHERED // (max(1, widest) * W.shape[1]))
+    step = max(1, GATHERED // (max(1, widest) * W.shape[1]))
     with torch.autocast(x.device.type, enabled=False):
         for start in range(0, len(x) if widest > 0 else 0, step):
             part = slice(start, start + step)
-            support = _Support.of(f[part] != 0, W)
+            support = Support.of(f[part] != 0, W)
             values = support.gather(f[part])
             v = support.solve(support.used, support.gather(g[part]))
-            of_x[part] = torch.einsum("ta,tad->td", v, support.rows)
-            residual = x[part] - torch.einsum("ta,tad->td", values, support.rows)
+            of_x[part] = support.decode(v)
+            residual = x[part] - support.decode(values)
             of_rows = v[..., None] * residual[:, None] - values[..., None] * of_x[part][:, None]
             of_W.index_add_(0, support.features.flatten(), (of_rows * support.used[..., None]).flatten(0, 1))
     return of_x.to(x_centered.dtype), of_W.to(W_dec.dtype)

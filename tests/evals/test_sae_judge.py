@@ -31,7 +31,9 @@ OPTIONS = {
     "feature_choice": {"k": 5},
 }
 # By their configs.
-REFUSED_NORMALIZATION = {"constant_norm_rescale": {"top_afa", "afa_threshold", "mutual_choice", "feature_choice"}}
+REFUSED_NORMALIZATION = {
+    "constant_norm_rescale": {"top_afa", "afa_threshold", "afa_pursuit", "mutual_choice", "feature_choice"}
+}
 REFUSED = {"transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder", "temporal"}
 TINY = HookedTransformerConfig(
     n_layers=1, d_model=D_IN, n_ctx=8, n_heads=3, d_head=4, d_vocab=9, act_fn="gelu", seed=0, device="cpu"

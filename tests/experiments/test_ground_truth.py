@@ -292,6 +292,9 @@ def test_another_number_of_steps_changes_all_that_is_counted_in_steps():
     starts = [[arm.settings.get("feature_choice_start_step") for arm in sweep.arms] for sweep in (base, longer)]
     assert [start and 3 * start for start in starts[0]] == starts[1]
     assert any(starts[0])
+    assert ground_truth_sweep("quick", lr=0.01).training == replace(base.training, lr=0.01)
+    with pytest.raises(ValueError, match="lr must be a finite number > 0, got 0"):
+        ground_truth_sweep("quick", lr=0)
     given = Arm("feature_choice", "k", (3,), {"feature_choice_start_step": 7})
     assert ground_truth_sweep("quick", steps=3000, arms=[given]).arms == (given,)
 
