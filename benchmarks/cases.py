@@ -141,7 +141,7 @@ def inference_peers(d_in: int, d_sae: int, device: str) -> dict[str, SAE[Any]]:
 
 
 def train_step(sae: TrainingSAE[Any], x: Tensor) -> Callable[[], None]:
-    """Return forward and backward as SAELens' trainer calls them, without its optimizer; not the first, no latent dead."""
+    """Return forward and backward of a later step as SAELens' trainer calls them, without optimizer; none is dead."""
     coefficients = {
         name: value.value if isinstance(value, TrainCoefficientConfig) else value
         for name, value in sae.get_coefficients().items()

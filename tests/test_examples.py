@@ -79,3 +79,12 @@ def test_reproduce_paper_runs_on_the_bundled_model_with_one_architecture_more(cl
     for label in ("top_afa", "topk", "batchtopk", "jumprelu"):
         assert f"| layer 1 | {label} |" in report
     assert "runs/paper/report.md" in done.output
+
+
+def test_a_token_is_drawn_as_a_pursuit_takes_it_apart(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sys, "argv", ["", "--world", "zipf-2x", "--features", "4", "--output", str(tmp_path / "out.png")]
+    )
+    runpy.run_path(str(EXAMPLES / "pursuit_by_stages.py"), run_name="__main__")
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    assert "stages" in capsys.readouterr().out
