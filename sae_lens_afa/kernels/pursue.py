@@ -84,87 +84,94 @@ def stage(  # pragma: no cover
     threshold is scale * max(||residual||, floor * max(||x||, typical)), the fit's precision `tolerance` * ||x||.
     """
     d_sae, d_in = W.shape
-    # More than d_in features leave nothing over; what comes beyond the places waits for the next stage.
-    n_places = min(d_sae, 2 * d_in + 8)
-    near, place, lengths = np.empty(d_sae, np.int64), np.empty(d_sae, np.int64), np.empty(d_sae, x.dtype)
-    feature, products = np.empty(n_places, np.int64), np.empty(n_places, x.dtype)
-    gram, values = np.empty((n_places, n_places), x.dtype), np.empty(n_places, x.dtype)
-    chosen, scratch = np.empty(n_places, np.int64), np.empty((4, n_places), x.dtype)
+    # More than d_in features leave nothing over: what finds no place waits for the next stage, if there is one.
+    n_places = min(d_sae, 2 * d_in + 8) + 1
+    near, place = np.empty(d_sae, np.int64), np.empty(d_sae, np.int64)
+    may_join, lengths = np.empty(d_sae, np.bool_), np.empty(d_sae, x.dtype)
+    feature, chosen = np.empty(n_places, np.int64), np.empty(n_places, np.int64)
+    values, products = np.empty(n_places, x.dtype), np.empty(n_places, x.dtype)
+    gram, scratch = np.empty((n_places, n_places), x.dtype), np.empty((4, n_places), x.dtype)
+    places = feature, values, products, gram, chosen, scratch
     for row in range(len(tokens)):
         t = tokens[row]
-        code, rest, token = codes[t], residual[t], x[t]
         unfinished[row] = False
-        norm = np.sqrt(dot(token, token))
+        norm = np.sqrt(dot(x[t], x[t]))
         if not np.isfinite(norm):
-            code[:] = correlations[row]
+            codes[t] = correlations[row]
             continue
         least = floor * max(norm, typical)
-        threshold = scale * max(np.sqrt(dot(rest, rest)), least)
-        n_near, stand_out = look(correlations[row], code, inverse_norm, threshold, near, place, lengths)
-        if not stand_out:
-            continue
-        unfinished[row] = True
-        n = 0  # places taken: of features that are active, or have been in this stage
-        for i in range(n_near):
-            if place[i] == _ACTIVE and n < n_places:
-                place[i] = n
-                take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
-                values[n] = code[near[i]] / inverse_norm[near[i]]
-                n += 1
-        # Among those that stand out the strongest join first; what they leave over says which of the others do.
-        while True:
-            best = threshold
-            for i in range(n_near):
-                if place[i] == _WAITS or (place[i] >= 0 and values[place[i]] == 0):
-                    best = max(best, lengths[i])
-            if best <= threshold:
-                break
-            k = 0
-            for i in range(n_near):
-                joins = lengths[i] > threshold and lengths[i] >= weak * best
-                if place[i] == _WAITS and joins and n < n_places:
-                    place[i] = n
-                    take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
-                    values[n] = 0
-                    n += 1
-                if place[i] >= 0 and (joins or values[place[i]] != 0):
-                    chosen[k] = place[i]
-                    k += 1
-            values_before = n
-            k = fit_without_negatives(chosen, k, values, gram, products, scratch, tolerance * norm)
-            rest[:] = token
-            for i in range(k):
-                j = feature[chosen[i]]
-                add_scaled(rest, -values[chosen[i]] * inverse_norm[j], W[j])
-            threshold = scale * max(np.sqrt(dot(rest, rest)), least)
-            for i in range(n_near):
-                lengths[i] = dot(W[near[i]], rest) * inverse_norm[near[i]]
-            if n == n_places and values_before == n:
-                break
-        for i in range(n):
-            code[feature[i]] = values[i] * inverse_norm[feature[i]]
-
-
-# What a feature near a token has in place of a place.
-_WAITS, _ACTIVE = -1, -2
+        threshold = scale * max(np.sqrt(dot(residual[t], residual[t])), least)
+        n = look(correlations[row], codes[t], inverse_norm, threshold, near, may_join, lengths)
+        unfinished[row] = may_join[:n].any()
+        if unfinished[row]:
+            listed = near[:n], may_join[:n], lengths[:n], place[:n]
+            limits = scale, least, threshold, weak, tolerance * norm
+            take_in(listed, places, limits, x[t], W, inverse_norm, codes[t], residual[t])
 
 
 @compiled
 def look(  # pragma: no cover
-    correlations: Array, code: Array, inverse_norm: Array, threshold: Any, near: Array, place: Array, lengths: Array
+    correlations: Array, code: Array, inverse_norm: Array, threshold: Any, near: Array, may_join: Array, lengths: Array
 ) -> Any:
-    """List, by rising feature, what is active and what stands out; return how many, and whether anything stands out."""
-    n, stand_out = 0, False
+    """List, by rising feature, what is active and what stands out and may join; return how many."""
+    n = 0
     for i in range(len(code)):
         length = correlations[i] * inverse_norm[i]
-        if code[i] != 0:
-            near[n], place[n], lengths[n] = i, _ACTIVE, length
+        if code[i] != 0 or length > threshold:
+            near[n], may_join[n], lengths[n] = i, code[i] == 0, length
             n += 1
-        elif length > threshold:
-            near[n], place[n], lengths[n] = i, _WAITS, length
-            stand_out = True
+    return n
+
+
+@compiled_fused
+def take_in(  # pragma: no cover
+    listed: Any, places: Any, limits: Any, token: Array, W: Array, inverse_norm: Array, code: Array, rest: Array
+) -> None:
+    """Let those that may join do so, the strongest first: what they leave over says which of the others follow.
+
+    A feature that is active, or has been, has a place: its value, its product with the token, and its row of the Gram
+    matrix of those that have one. All of it is for rows of norm 1. `code` and `rest` are changed in place.
+    """
+    near, may_join, lengths, place = listed
+    feature, values, products, gram, chosen, scratch = places
+    scale, least, threshold, weak, precise = limits
+    n = 0
+    for i in range(len(near)):
+        place[i] = -1
+        if not may_join[i] and n < len(feature):
+            place[i] = n
+            take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
+            values[n] = code[near[i]] / inverse_norm[near[i]]
             n += 1
-    return n, stand_out
+    while n < len(feature):
+        best = threshold
+        for i in range(len(near)):
+            if may_join[i] and (place[i] < 0 or values[place[i]] == 0):
+                best = max(best, lengths[i])
+        if best <= threshold:
+            break
+        k = 0
+        for i in range(len(near)):
+            joins = may_join[i] and lengths[i] > threshold and lengths[i] >= weak * best
+            if joins and place[i] < 0 and n < len(feature):
+                place[i] = n
+                take_place(near[i], n, feature, products, gram, token, W, inverse_norm)
+                values[n] = 0
+                n += 1
+            if place[i] >= 0 and (joins or values[place[i]] != 0):
+                chosen[k] = place[i]
+                k += 1
+        k = fit_without_negatives(chosen, k, values, gram, products, scratch, precise)
+        rest[:] = token
+        for i in range(k):
+            j = feature[chosen[i]]
+            add_scaled(rest, -values[chosen[i]] * inverse_norm[j], W[j])
+        threshold = scale * max(np.sqrt(dot(rest, rest)), least)
+        for i in range(len(near)):
+            if may_join[i]:
+                lengths[i] = dot(W[near[i]], rest) * inverse_norm[near[i]]
+    for i in range(n):
+        code[feature[i]] = values[i] * inverse_norm[feature[i]]
 
 
 @compiled_fused
