@@ -92,7 +92,10 @@ class _Pursuing(AFASAE, SAE[Any]):
     def initialize_weights(self) -> None:
         b_dec = torch.zeros(self.cfg.d_in, dtype=self.dtype, device=self.device)
         self.b_dec = nn.Parameter(b_dec)
-        self.W_dec = nn.Parameter(nn.functional.normalize(torch.randn_like(b_dec.expand(self.cfg.d_sae, -1)), dim=-1))
+        # Column by column: synthetic data of the same seed mostly begins with the same numbers, row by row, and a
+        # dictionary that starts as the answer would look as if it had been found.
+        columns = torch.randn_like(b_dec[:, None].expand(-1, self.cfg.d_sae))
+        self.W_dec = nn.Parameter(nn.functional.normalize(columns.T, dim=-1).contiguous())
         self.register_buffer("typical_norm", b_dec.new_zeros(()))
 
     def pursuit_rule(self) -> PursuitRule:

@@ -207,6 +207,15 @@ def test_dead_latents_take_what_is_lacking():
     assert ((sae.W_dec[dead] @ lost) > 0.999).sum() == 1
 
 
+def test_a_dictionary_does_not_start_as_the_features_of_a_world_of_the_same_seed():
+    torch.manual_seed(3)
+    features = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=-1)
+    torch.manual_seed(3)
+    sae = build()
+    assert (sae.W_dec * features).sum(-1).abs().mean() < 0.4
+    torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(D_SAE))
+
+
 # ---- folds, saving, hooks
 
 
