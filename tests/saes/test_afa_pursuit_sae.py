@@ -257,9 +257,10 @@ def test_a_bad_token_does_not_spoil_the_start():
 def test_dead_latents_take_what_is_lacking():
     sae = build(reseed_steps=10, growth_steps=0)
     sae.b_dec.data.zero_()
-    dead = torch.arange(D_SAE) < 8
+    dead = torch.arange(D_SAE) < D_SAE - 4
     sae.W_dec.data[dead] = 0
-    lost = torch.nn.functional.normalize(torch.randn(D_IN), dim=0)
+    sae.W_dec.data[~dead] = torch.eye(D_IN)[:4]
+    lost = torch.eye(D_IN)[5]
     step(sae, torch.rand(64, 1).add(0.5) * lost, n=10, dead=dead)
     assert ((sae.W_dec[dead] @ lost) > 0.999).sum() == 1
 
