@@ -11,7 +11,12 @@ from datasets import Dataset, DatasetDict
 from runs import runner_config
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAE
 
-from sae_lens_afa import AFAThresholdTrainingSAEConfig, FeatureChoiceTrainingSAEConfig, TopAFATrainingSAEConfig
+from sae_lens_afa import (
+    AFAPursuitTrainingSAEConfig,
+    AFAThresholdTrainingSAEConfig,
+    FeatureChoiceTrainingSAEConfig,
+    TopAFATrainingSAEConfig,
+)
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner
 
@@ -152,6 +157,7 @@ SIZES = {"d_in": 192, "d_sae": 64}
     ("sae", "message"),
     [
         (AFAThresholdTrainingSAEConfig(**SIZES), "threshold_warm_up_steps is 1000, but the run has 6 steps.*3 or less"),
+        (AFAPursuitTrainingSAEConfig(**SIZES), "growth_steps is 1000, but the run has 6 steps.*Set growth_steps to 2"),
         (StandardTrainingSAEConfig(**SIZES, l1_warm_up_steps=6), "l1_warm_up_steps is 6, but the run has 6 steps"),
         (
             FeatureChoiceTrainingSAEConfig(**SIZES, k=4, feature_choice_start_step=50),
