@@ -208,63 +208,6 @@ def test_dead_latents_take_what_is_lacking():
     assert ((sae.W_dec[dead] @ lost) > 0.999).sum() == 1
 
 
-def test_the_dictionary_grows_to_its_size_in_the_directions_of_what_is_lacking():
-    directions = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=1)
-    sae = build(growth_steps=80, threshold_scale=1.0)
-    sae.b_dec.data.zero_()
-    sizes = []
-    for n in range(160):
-        x = directions[torch.randint(D_SAE, (256,))] * (0.5 + torch.rand(256, 1))
-        with torch.no_grad():
-            out = step(sae, x, n=n)
-        born = (sae.W_dec != 0).any(-1)
-        sizes.append(int(born.sum()))
-        assert not out.feature_acts[:, ~born].any()
-    assert sizes[0] == D_SAE // 16
-    assert sizes == sorted(sizes)
-    assert sizes[40] <= D_SAE * (1 / 16 + 15 / 16 / 2) + 1
-    torch.testing.assert_close(sae.W_dec[born].norm(dim=-1), torch.ones(sizes[-1]))
-    # One feature a token: each new latent took one that none stood for, until what is lacking stands out no more.
-    assert ((sae.W_dec @ directions.T).amax(0) > 0.7).double().mean() > 0.9
-
-
-def test_a_run_that_goes_on_grows_on():
-    x = torch.randn(256, D_IN)
-    sae = build(growth_steps=40)
-    sae.b_dec.data.zero_()
-    for n in range(20):
-        step(sae, x, n=n)
-    twin = build(growth_steps=40)
-    twin.load_state_dict(sae.state_dict())
-    for n in range(20, 60):
-        torch.manual_seed(n)
-        step(sae, x, n=n)
-        torch.manual_seed(n)
-        step(twin, x, n=n)
-    assert torch.equal(sae.W_dec, twin.W_dec)
-
-
-def test_a_bad_token_does_not_spoil_the_start():
-    x = torch.randn(50, D_IN)
-    x[3, 2] = torch.nan
-    sae = build()
-    sae.b_dec.data.zero_()
-    step(sae, x, n=0)
-    assert sae.b_dec.isfinite().all()
-    assert sae.typical_norm > 0
-
-
-def test_dead_latents_take_what_is_lacking():
-    sae = build(reseed_steps=10, growth_steps=0)
-    sae.b_dec.data.zero_()
-    dead = torch.arange(D_SAE) < D_SAE - 4
-    sae.W_dec.data[dead] = 0
-    sae.W_dec.data[~dead] = torch.eye(D_IN)[:4]
-    lost = torch.eye(D_IN)[5]
-    step(sae, torch.rand(64, 1).add(0.5) * lost, n=10, dead=dead)
-    assert ((sae.W_dec[dead] @ lost) > 0.999).sum() == 1
-
-
 def test_a_dictionary_does_not_start_as_the_features_of_a_world_of_the_same_seed():
     torch.manual_seed(3)
     features = torch.nn.functional.normalize(torch.randn(D_SAE, D_IN), dim=-1)
