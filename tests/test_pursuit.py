@@ -178,6 +178,25 @@ def test_low_precision_is_computed_in_single():
     torch.testing.assert_close(found, expected.bfloat16())
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"x_centered": torch.ones(3, 5)}, r"x_centered .* and W_dec .* got \[3, 5\] and \[6, 4\]"),
+        ({"W_dec": torch.ones(6)}, r"got \[3, 4\] and \[6\]"),
+        ({"correlations": torch.ones(3, 5)}, r"correlations must have shape \[3, 6\].* got \[3, 5\]"),
+        ({"typical_norm": torch.ones(3)}, r"typical_norm must be one number, .* got \[3\]"),
+        (
+            {"W_dec": torch.ones(6, 4, dtype=torch.int64)},
+            r"W_dec must be a floating-point tensor, got dtype torch.int64",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(changed, message):
+    right = {"x_centered": torch.ones(3, 4), "W_dec": torch.ones(6, 4), "correlations": torch.ones(3, 6)}
+    with pytest.raises((TypeError, ValueError), match=message):
+        pursue(**{**right, "rule": RULE, "typical_norm": torch.tensor(1.0), **changed})
+
+
 # ---- gradients
 
 

@@ -48,8 +48,8 @@ class AFAPursuitSAEConfig(SAEConfig):
         threshold_scale: c, the threshold as a multiple of the universal one of the residual.
         norm_floor: Share of the token's norm, or of the data's typical norm, below which the residual's norm lowers
             the threshold no further.
-        weak_selection: Share of the largest correlation that a feature needs to join in the same stage; 1: one by one.
-        max_stages: Stages after which a token is left as it is.
+        weak_selection: Share of the largest correlation that a feature needs to join together with it; 1: one by one.
+        max_stages: Looks at all features after which a token is left as it is.
 
     Raises:
         ValueError: a value outside its range; the message names the field and what it may be.

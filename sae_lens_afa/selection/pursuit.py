@@ -82,7 +82,8 @@ def pursue(
         that is not finite has its correlations as its code, so that NaN and inf stay visible.
 
     Raises:
-        ValueError: the back end named here or in SAE_LENS_AFA_BACKEND is not available.
+        TypeError: a tensor is not of floating-point numbers.
+        ValueError: a shape does not fit, or the back end named here or in SAE_LENS_AFA_BACKEND is not available.
 
     Example:
         >>> import torch
@@ -91,7 +92,26 @@ def pursue(
         >>> pursue(x, W_dec, x @ W_dec.T, PursuitRule(0.8, 0.1, 1.0, 8), torch.tensor(0.0))
         tensor([[3., 0., 2.]])
     """
+    _check(x_centered, W_dec, correlations, typical_norm)
     return torch.ops.sae_lens_afa.pursue(x_centered, W_dec, correlations, typical_norm, *rule, backend)
+
+
+def _check(x_centered: Tensor, W_dec: Tensor, correlations: Tensor, typical_norm: Tensor) -> None:
+    """Raise TypeError or ValueError unless the tensors fit."""
+    named = {"x_centered": x_centered, "W_dec": W_dec, "correlations": correlations, "typical_norm": typical_norm}
+    for name, tensor in named.items():
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
+    if x_centered.ndim == 0 or W_dec.ndim != 2 or x_centered.shape[-1] != W_dec.shape[1]:
+        raise ValueError(
+            f"x_centered [..., d_in] and W_dec [d_sae, d_in] must have the same last axis, got"
+            f" {list(x_centered.shape)} and {list(W_dec.shape)}."
+        )
+    expected = [*x_centered.shape[:-1], len(W_dec)]
+    if list(correlations.shape) != expected:
+        raise ValueError(f"correlations must have shape {expected}, [..., d_sae], got {list(correlations.shape)}.")
+    if typical_norm.ndim != 0:
+        raise ValueError(f"typical_norm must be one number, of shape [], got {list(typical_norm.shape)}.")
 
 
 @torch.library.custom_op(
