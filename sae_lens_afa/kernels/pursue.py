@@ -1,7 +1,7 @@
 """Machine code for one stage of a pursuit: choose among a token's correlations, then fit the values of what is chosen.
 
-Beside the matmul that gives the correlations a stage is cheap: one scan of them, and a least-squares fit of the few
-active features, by conjugate gradients on their rows of the dictionary, which stay in cache.
+Beside the matmul that gives the correlations a stage is cheap: one scan of them, and least-squares fits of the few
+features that are active, by conjugate gradients on their Gram matrix, which stays in cache.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sae_lens_afa.kernels.active import add_scaled, dot
 from sae_lens_afa.kernels.compiled import compiled, compiled_fused, in_threads
 
 Array = Any  # numpy arrays, whose element types numba tells apart and strict typing need not
-
 
 # Tokens whose later correlations are held at a time: the product is as fast as with more, and the memory is small.
 _BLOCK = 128
