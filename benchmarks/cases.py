@@ -16,14 +16,10 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopK
 from torch import Tensor
 
 from sae_lens_afa import (
-    AFAPursuitSAE,
-    AFAPursuitSAEConfig,
     AFAPursuitTrainingSAE,
     AFAPursuitTrainingSAEConfig,
     AFAThresholdTrainingSAE,
     AFAThresholdTrainingSAEConfig,
-    TopAFASAE,
-    TopAFASAEConfig,
     TopAFATrainingSAE,
     TopAFATrainingSAEConfig,
 )
@@ -89,13 +85,6 @@ def tokens_of_features(sae: SAE[Any], tokens: int, l0: int) -> Tensor:
     return (x + 0.1 * noise).to(sae.W_dec.device)
 
 
-def pursuit_for_inference(sae: AFAPursuitTrainingSAE) -> AFAPursuitSAE:
-    """Return the SAE as it is used after training."""
-    plain = AFAPursuitSAE(AFAPursuitSAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, device=sae.cfg.device))
-    plain.load_state_dict(sae.state_dict())
-    return plain.eval()
-
-
 def matching_pursuit(sae: AFAPursuitTrainingSAE, iterations: int) -> MatchingPursuitSAE:
     """Return SAELens' own of the same dictionary, with so many iterations."""
     cfg = MatchingPursuitSAEConfig(
@@ -109,14 +98,6 @@ def matching_pursuit(sae: AFAPursuitTrainingSAE, iterations: int) -> MatchingPur
 def relu(d_in: int, d_sae: int, device: str) -> StandardTrainingSAE:
     """Return SAELens' own, with its defaults."""
     return StandardTrainingSAE(StandardTrainingSAEConfig(d_in=d_in, d_sae=d_sae, device=device)).train()
-
-
-def inference(sae: TopAFATrainingSAE) -> TopAFASAE:
-    """Return the SAE as it is used after training."""
-    fields = {"d_in": sae.cfg.d_in, "d_sae": sae.cfg.d_sae, "device": sae.cfg.device}
-    plain = TopAFASAE(TopAFASAEConfig(**fields, normalize_activations=sae.cfg.normalize_activations))
-    plain.load_state_dict(sae.state_dict())
-    return plain.eval()
 
 
 def topk(d_in: int, d_sae: int, device: str) -> TopKTrainingSAE:

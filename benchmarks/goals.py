@@ -13,6 +13,7 @@ from sae_lens.saes.topk_sae import TopK
 
 from benchmarks import cases
 from benchmarks.measuring import Seconds, peak_extra_bytes, ratio, spread, time_rounds
+from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.selection import norm_matching_topk
 
 
@@ -118,7 +119,7 @@ def step(args: Namespace) -> list[Row]:
 def inference(args: Namespace) -> list[Row]:
     """Measure encode and decode, without gradient."""
     x = torch.randn(args.batch, args.d_in, device=args.device)
-    ours = cases.inference(cases.top_afa(args.d_in, args.d_sae, 95, x))
+    ours = inference_view(cases.top_afa(args.d_in, args.d_sae, 95, x))
     saes = {"top_afa": ours, **cases.inference_peers(args.d_in, args.d_sae, args.device)}
     with torch.no_grad():
         variants = {name: lambda sae=sae: sae.decode(sae.encode(x)) for name, sae in saes.items()}
@@ -132,7 +133,7 @@ def pursuit(args: Namespace) -> list[Row]:
     """Measure afa_pursuit on tokens of 30 of its features, beside SAELens' TopK and matching pursuit."""
     sae = cases.afa_pursuit(args.d_in, args.d_sae, args.device)
     x = cases.tokens_of_features(sae, args.batch, 30)
-    plain, topk = cases.pursuit_for_inference(sae), cases.inference_peers(args.d_in, args.d_sae, args.device)["topk"]
+    plain, topk = inference_view(sae), cases.inference_peers(args.d_in, args.d_sae, args.device)["topk"]
     matching = cases.matching_pursuit(sae, 30)
     with torch.no_grad():
         l0 = torch.count_nonzero(plain.encode(x), dim=-1).double().mean().item()
@@ -151,17 +152,17 @@ def pursuit(args: Namespace) -> list[Row]:
     found = [(steps["ours"], steps["topk"]), (encode["ours"], encode["topk"]), (slowly["matching"], slowly["ours"])]
     for row, (ours, other) in zip(rows, found, strict=True):
         row.keep_worst(case, ratio(ours, other))
-    tokens = max(args.batch, 2048)
-    (extra,) = peak_extra_bytes(pursue_once, (tokens, args.d_in, args.d_sae, args.device))
-    share = extra / (4 * tokens * args.d_sae)
-    row = Row("peak extra memory of afa_pursuit's encode / [batch, d_sae]", 2.0, None)
-    row.keep_worst(f"{tokens} rows", {"median": share, "q25": share, "q75": share})
-    return [*rows, row]
+    return [
+        *rows,
+        _peak(
+            "peak extra memory of afa_pursuit's encode / [batch, d_sae]", 2.0, pursue_once, args, args.d_in, args.d_sae
+        ),
+    ]
 
 
 def pursue_once(ready: Callable[[], None], tokens: int, d_in: int, d_sae: int, device: str) -> None:
     """Encode once by pursuit, the kernels compiled before."""
-    sae = cases.pursuit_for_inference(cases.afa_pursuit(d_in, d_sae, device))
+    sae = inference_view(cases.afa_pursuit(d_in, d_sae, device))
     x = cases.tokens_of_features(sae, tokens, 30)
     with torch.no_grad():
         sae.encode(x[:32])
@@ -171,12 +172,17 @@ def pursue_once(ready: Callable[[], None], tokens: int, d_in: int, d_sae: int, d
 
 def memory(args: Namespace) -> list[Row]:
     """Measure peak memory of the selection beside its input, the output included."""
-    row = Row("peak extra memory of selection / one [batch, d_sae]", 1.1, None)
-    rows = max(args.batch, 2048)  # so many that what libraries allocate once does not count
-    (extra,) = peak_extra_bytes(select_once, (rows, args.d_sae, args.device))
-    share = extra / (4 * rows * args.d_sae)
-    row.keep_worst(f"{rows} rows", {"median": share, "q25": share, "q75": share})
-    return [row]
+    return [_peak("peak extra memory of selection / one [batch, d_sae]", 1.1, select_once, args, args.d_sae)]
+
+
+def _peak(what: str, goal: float, call: Callable[..., None], args: Namespace, *sizes: int) -> Row:
+    """Return a row of the peak memory of call(ready, tokens, *sizes, device), in float32 [tokens, d_sae]."""
+    row = Row(what, goal, None)
+    tokens = max(args.batch, 2048)  # so many that what libraries allocate once does not count
+    (extra,) = peak_extra_bytes(call, (tokens, *sizes, args.device))
+    share = extra / (4 * tokens * args.d_sae)
+    row.keep_worst(f"{tokens} rows", {"median": share, "q25": share, "q75": share})
+    return row
 
 
 def select_once(ready: Callable[[], None], rows: int, d_sae: int, device: str) -> None:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sae_lens_afa.functional import epsilon_lbo, feature_norm
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
-from sae_lens_afa.saes._step import StepCode, times_decoder, uncompiled
+from sae_lens_afa.saes._step import StepCode, is_observed, times_decoder, uncompiled
 from sae_lens_afa.saes._unit_norm import arm_once_trained, arm_unit_norm, forget_seen
 from sae_lens_afa.saes._validation import check_activations, check_state_dict
 
@@ -103,6 +103,11 @@ class AFATrainingSAE(AFASAE, TrainingSAE[Any]):
     def code(self, x: Tensor, rule: Any) -> StepCode:
         """Encode, select by `rule` and decode a normalised input, in parts only where somebody looks at them."""
         ...
+
+    def goes_in_one_step(self) -> bool:
+        """Tell whether a step may encode and decode as one: nobody looks at the parts, and nothing is compiled."""
+        observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
+        return not (torch.compiler.is_compiling() or observed)
 
     def begin_step(self, x: Tensor, step_input: TrainStepInput) -> None:
         """Do what is due before a batch is encoded; `x` is the batch, normalised and without gradient."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
-import torch
 from sae_lens.saes.sae import SAE, TrainingSAE, TrainStepInput
 from torch import Tensor
 from typing_extensions import override
@@ -18,7 +17,6 @@ from sae_lens_afa.saes._step import (
     dense_norm,
     for_hooks,
     fused_step,
-    is_observed,
     pre_activations,
     times_decoder,
 )
@@ -79,8 +77,7 @@ class NormMatchingTrainingSAE(NormMatchingSAE, AFATrainingSAE, TrainingSAE[Any])
 
     @override
     def code(self, x: Tensor, rule: SelectionRule) -> StepCode:
-        observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
-        if not (torch.compiler.is_compiling() or observed):
+        if self.goes_in_one_step():
             return fused_step(x, self.b_dec, self.W_enc, self.W_dec, rule)
         hidden_pre, *norms = self._selectable(x)
         feature_acts = self._observable(rule.select(hidden_pre, *norms))

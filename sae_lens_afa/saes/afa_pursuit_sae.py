@@ -24,7 +24,7 @@ from sae_lens_afa.functional import universal_ratio
 from sae_lens_afa.saes._base import AFASAE
 from sae_lens_afa.saes._pursuit_step import correlations, pursuit_step
 from sae_lens_afa.saes._reseed import ReseedingConfig, ReseedingTrainingSAE
-from sae_lens_afa.saes._step import StepCode, for_hooks, is_observed, times_decoder, uncompiled
+from sae_lens_afa.saes._step import StepCode, for_hooks, times_decoder, uncompiled
 from sae_lens_afa.saes._validation import check_integer, check_number, check_shape_fields
 from sae_lens_afa.selection import PursuitRule, pursue
 
@@ -40,8 +40,30 @@ __all__ = [
 _SEED, _GROWTHS = 1 / 16, 40
 
 
+@dataclass(kw_only=True)
+class _RuleConfig(SAEConfig):
+    """The fields of the rule, which training and inference share."""
+
+    threshold_scale: float = 1.0
+    norm_floor: float = 0.1
+    weak_selection: float = 0.9
+    max_stages: int = 64
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "afa_pursuit"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number(self, "norm_floor", at_most=1)
+        check_number(self, "weak_selection", positive=True, at_most=1)
+        check_integer(self, "max_stages", at_least=1)
+
+
 @dataclass
-class AFAPursuitSAEConfig(SAEConfig):
+class AFAPursuitSAEConfig(_RuleConfig):
     """Configuration of an `AFAPursuitSAE`: the fields of every SAELens SAE, and those of the rule.
 
     Args:
@@ -60,22 +82,11 @@ class AFAPursuitSAEConfig(SAEConfig):
         1.0
     """
 
-    threshold_scale: float = 1.0
-    norm_floor: float = 0.1
-    weak_selection: float = 0.9
-    max_stages: int = 64
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "afa_pursuit"
-
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
         check_shape_fields(self)
         check_number(self, "threshold_scale")
-        _check_rule(self)
 
 
 class _Pursuing(AFASAE, SAE[Any]):
@@ -155,7 +166,7 @@ class AFAPursuitSAE(_Pursuing, SAE[AFAPursuitSAEConfig]):  # pyright: ignore[rep
 
 
 @dataclass(kw_only=True)
-class AFAPursuitTrainingSAEConfig(ReseedingConfig):
+class AFAPursuitTrainingSAEConfig(_RuleConfig, ReseedingConfig):
     """Configuration for training an `AFAPursuitSAE`. The defaults are meant for any data.
 
     Args:
@@ -179,21 +190,11 @@ class AFAPursuitTrainingSAEConfig(ReseedingConfig):
         (1.0, 'none')
     """
 
-    threshold_scale: float = 1.0
-    norm_floor: float = 0.1
-    weak_selection: float = 0.9
-    max_stages: int = 64
     growth_steps: int = 1000
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "afa_pursuit"
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_rule(self)
         check_integer(self, "growth_steps", at_least=0)
 
 
@@ -235,8 +236,7 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
 
     @override
     def code(self, x: Tensor, rule: PursuitRule) -> StepCode:
-        observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
-        if not (torch.compiler.is_compiling() or observed):
+        if self.goes_in_one_step():
             return pursuit_step(x - self.b_dec, self.W_dec, rule, self.typical_norm)
         feature_acts, hidden_pre = self._encode(x, rule)
         return StepCode(feature_acts, hidden_pre, times_decoder(feature_acts, self.W_dec))
@@ -279,10 +279,3 @@ def _token_weight(x: Tensor) -> Tensor:
     """Return 1 / variance of each token's entries; 0 where there is next to none, as in a token of padding."""
     variance = x.detach().var(-1) if x.shape[-1] > 1 else x.detach().square().squeeze(-1)
     return torch.where(variance > 1e-6 * variance.mean(), 1 / variance, 0)
-
-
-def _check_rule(cfg: AFAPursuitSAEConfig | AFAPursuitTrainingSAEConfig) -> None:
-    """Raise ValueError, naming the field, for a rule that cannot be."""
-    check_number(cfg, "norm_floor", at_most=1)
-    check_number(cfg, "weak_selection", positive=True, at_most=1)
-    check_integer(cfg, "max_stages", at_least=1)

@@ -28,6 +28,7 @@ from torch import Tensor
 from sae_lens_afa._memory import in_shape
 from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.selection._batched_pursuit import GATHERED, Support, pursue_portable
+from sae_lens_afa.selection.rules import check_floating_point
 
 # Share of a token's norm that is rounding, and no residual: `floor` is never less.
 RESOLUTION = 1e-4
@@ -98,10 +99,9 @@ def pursue(
 
 def _check(x_centered: Tensor, W_dec: Tensor, correlations: Tensor, typical_norm: Tensor) -> None:
     """Raise TypeError or ValueError unless the tensors fit."""
-    named = {"x_centered": x_centered, "W_dec": W_dec, "correlations": correlations, "typical_norm": typical_norm}
-    for name, tensor in named.items():
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
+    check_floating_point(
+        {"x_centered": x_centered, "W_dec": W_dec, "correlations": correlations, "typical_norm": typical_norm}
+    )
     if x_centered.ndim == 0 or W_dec.ndim != 2 or x_centered.shape[-1] != W_dec.shape[1]:
         raise ValueError(
             f"x_centered [..., d_in] and W_dec [d_sae, d_in] must have the same last axis, got"

@@ -6,6 +6,7 @@ gradient of both is that of a constant mask.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -90,11 +91,16 @@ def above_threshold(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None
     return torch.ops.sae_lens_afa.above_threshold(acts, threshold, decoder_norm)
 
 
-def _check(name_of_rows: str, acts: Tensor, of_rows: Tensor, decoder_norm: Tensor | None) -> None:
-    """Raise TypeError or ValueError unless the tensors fit; `of_rows` has an entry for each row of `acts`."""
-    for name, tensor in (("acts", acts), (name_of_rows, of_rows), ("decoder_norm", decoder_norm)):
+def check_floating_point(tensors: Mapping[str, Tensor | None]) -> None:
+    """Raise TypeError, by its name, for a tensor that is not of floating-point numbers."""
+    for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got dtype {tensor.dtype}: convert it first.")
+
+
+def _check(name_of_rows: str, acts: Tensor, of_rows: Tensor, decoder_norm: Tensor | None) -> None:
+    """Raise TypeError or ValueError unless the tensors fit; `of_rows` has an entry for each row of `acts`."""
+    check_floating_point({"acts": acts, name_of_rows: of_rows, "decoder_norm": decoder_norm})
     if acts.ndim == 0 or acts.shape[-1] == 0:
         raise ValueError(f"acts must have shape [..., d_sae] with d_sae >= 1, got {list(acts.shape)}.")
     if of_rows.shape != acts.shape[:-1]:
