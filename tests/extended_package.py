@@ -37,7 +37,9 @@ def about_the_architecture(root: str, name: str) -> dict:
         "active": int((loaded.encode(torch.randn(1, 16)) != 0).sum()),
         "by flags": [type(by_flags).__name__, by_flags.k],
         "in sweeps": {
-            sweep: [value for arm in preset_arms(sweep, "full", 1) if arm.architecture == name for value in arm.values]
+            sweep: [
+                value for arm in preset_arms(sweep, "full", 1, 1) if arm.architecture == name for value in arm.values
+            ]
             for sweep in ("ground-truth", "activations")
         },
         "color": styles_of([name])[name].color,

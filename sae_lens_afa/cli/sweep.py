@@ -29,8 +29,14 @@ Grids = Annotated[
     ),
 ]
 Seeds = Annotated[list[int] | None, typer.Option("--seed", help="May be given several times. Default: the preset's.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps. Default: the preset's.")]
-LearningRate = Annotated[float | None, typer.Option(help="Learning rate of all arms. Default: the preset's.")]
+Steps = Annotated[
+    list[int] | None,
+    typer.Option(help="Training steps; may be given several times, each run is made with each. Default: the preset's."),
+]
+LearningRate = Annotated[
+    list[float] | None,
+    typer.Option(help="Learning rate; may be given several times, each run is made with each. Default: the preset's."),
+]
 
 
 # The sweeps are imported where they run: `sae_lens.synthetic` and the statistics take seconds.
@@ -43,14 +49,19 @@ def ground_truth(
     seeds: Seeds = None,
     steps: Steps = None,
     lr: LearningRate = None,
+    pool: Annotated[
+        int | None,
+        typer.Option(help="Train on so many samples, kept on disk and used again. Default: new ones in every step."),
+    ] = None,
     device: Device = "cpu",
 ) -> None:
     """Does it find the right features? Train on synthetic data whose features are known."""
     from sae_lens_afa.experiments import ground_truth_sweep
 
     chosen = ground_truth_sweep(
-        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, device=device
-    )
+        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, pool=pool,
+        device=device,
+    )  # fmt: skip
     _run(chosen, output)
 
 

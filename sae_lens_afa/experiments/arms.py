@@ -10,24 +10,32 @@ from typing import Any
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 
+from sae_lens_afa.experiments.steering import TARGET_L0, check_steerable
 from sae_lens_afa.loading.names import did_you_mean
 
-_FORM = "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:..."
+_FORM = (
+    "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:...; lr=NUMBER or"
+    " lr=[NUMBER,NUMBER] among the fields is the arm's learning rate"
+)
 
 # Endings of settings that are numbers of training steps.
 _STEPS = ("_steps", "_start_step")
 _UNSCALED = ("none", "layer_norm")
+# Where a setting must fit the width of the SAE: Matryoshka's nested widths, by default halves of halves.
+_NESTED = 5
 
 
 @dataclass(frozen=True)
 class Run:
-    """One SAE to train: an arm at one value of its grid.
+    """One SAE to train: an arm at one value of its grid, one budget and one learning rate.
 
     Attributes:
         label: Name of the arm in tables and plots.
         architecture: Its name in SAELens' registry.
-        hyperparameter, value: The field of the configuration that varies, and its value here.
+        hyperparameter, value: The field of the configuration that varies, and its value here; or `target_l0`, to which
+            the coefficient of a sparsity loss is steered.
         settings: Other fields of the configuration.
+        steps, lr: Training steps and learning rate; those of the sweep where it is not said.
 
     Example:
         >>> from sae_lens_afa.experiments import Run
@@ -43,11 +51,23 @@ class Run:
     hyperparameter: str
     value: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    steps: int | None = None
+    lr: float | None = None
 
     @property
     def name(self) -> str:
-        """Name that is unique in a sweep."""
+        """Arm and value."""
         return f"{self.label} {self.hyperparameter}={self.value:g}"
+
+    @property
+    def key(self) -> str:
+        """Name that is unique in a sweep."""
+        return f"{self.name}, {self.steps} steps, lr {self.lr}"
+
+    @property
+    def target_l0(self) -> float | None:
+        """The L0 to which a coefficient is steered; None where none is."""
+        return self.value if self.hyperparameter == TARGET_L0 else None
 
     def sae_config(self, d_in: int, d_sae: int, device: str = "cpu") -> TrainingSAEConfig:
         """Return the SAE's configuration.
@@ -56,8 +76,14 @@ class Run:
             ValueError: an unknown architecture or field, or a value that the architecture refuses.
         """
         config_class: Any = config_class_of(self.architecture)
-        given = {**self.settings, self.hyperparameter: self.value}
+        given = dict(self.settings)
         known = [f.name for f in fields(config_class)]
+        if self.target_l0 is None:
+            given[self.hyperparameter] = self.value
+        else:
+            check_steerable(self.architecture, known, given, self.target_l0)
+        if "matryoshka_widths" in known:
+            given.setdefault("matryoshka_widths", _nested_widths(d_sae))
         for name in given:
             if name not in known:
                 raise ValueError(f"architecture {self.architecture!r} has no setting {name!r}{_near(name, known)}.")
@@ -77,6 +103,9 @@ class Arm:
         values: The grid.
         settings: Other fields of the configuration, the same for all.
         label: Name in tables and plots; the architecture if empty.
+        rates: Learning rates in place of the sweep's; each run is made with each.
+        at_steps: Training steps for which the settings are that count steps; for others they change in proportion. If
+            None, they are what they are.
 
     Example:
         >>> from sae_lens_afa.experiments import Arm
@@ -85,6 +114,8 @@ class Arm:
         ['ours afa_coefficient=0.0078125', 'ours afa_coefficient=0.03125']
         >>> Arm.parse("ours=top_afa:afa_coefficient=1/128,1/32") == arm
         True
+        >>> [run.lr for run in Arm.parse("topk:k=4;lr=[0.001, 0.003]").runs()]
+        [0.001, 0.003]
     """
 
     architecture: str
@@ -92,24 +123,38 @@ class Arm:
     values: tuple[float, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
+    rates: tuple[float, ...] = ()
+    at_steps: int | None = None
 
     @property
     def name(self) -> str:
         """Label, or else the architecture."""
         return self.label or self.architecture
 
-    def runs(self) -> list[Run]:
-        """Return a run for each value."""
-        return [Run(self.name, self.architecture, self.hyperparameter, v, self.settings) for v in self.values]
+    def runs(self, steps: int | None = None, rates: Sequence[float | None] = (None,)) -> list[Run]:
+        """Return a run for each value and learning rate."""
+        settings = self._settings(steps)
+        return [
+            Run(self.name, self.architecture, self.hyperparameter, value, settings, steps, lr)
+            for lr in self.rates or rates
+            for value in self.values
+        ]
 
-    def with_steps(self, steps: int, of: int) -> Arm:
-        """Return the arm for a training of `steps` in place of `of`: settings that count steps change in proportion."""
-        scaled = {name: value * steps // of for name, value in self.settings.items() if name.endswith(_STEPS)}
-        return replace(self, settings={**self.settings, **scaled})
+    def _settings(self, steps: int | None) -> Mapping[str, Any]:
+        of = self.at_steps
+        if steps is None or of is None:
+            return self.settings
+        return {name: v * steps // of if name.endswith(_STEPS) else v for name, v in self.settings.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
-        return {**asdict(self), "label": self.name, "values": list(self.values), "settings": dict(self.settings)}
+        return {
+            **asdict(self),
+            "label": self.name,
+            "values": list(self.values),
+            "settings": dict(self.settings),
+            "rates": list(self.rates),
+        }
 
     @classmethod
     def parse(cls, text: str) -> Arm:
@@ -129,7 +174,9 @@ class Arm:
             raise ValueError(f"arms {text!r}: {values!r} are not numbers; {_FORM}.") from None
         if not architecture or not name or any(not key or not value for key, _, value in pairs):
             raise ValueError(f"arms {text!r} is not understood; {_FORM}.")
-        return cls(architecture, name, numbers, {key: _value(value) for key, _, value in pairs}, label)
+        given = {key: _value(value) for key, _, value in pairs}
+        rates = given.pop("lr", [])
+        return cls(architecture, name, numbers, given, label, tuple(rates if isinstance(rates, list) else [rates]))
 
 
 def without_normalisation(runs: Sequence[Run]) -> list[Run]:
@@ -145,8 +192,8 @@ def check_runs(runs: Sequence[Run], d_in: int, d_sae: int) -> None:
     """
     if not runs:
         raise ValueError("nothing to compare: give at least one architecture with one value.")
-    names = [run.name for run in runs]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
+    keys = [run.key for run in runs]
+    if twice := sorted({run.name for run in runs if keys.count(run.key) > 1}):
         raise ValueError(f"{', '.join(twice)} is there twice; give the arms different labels (LABEL=ARCHITECTURE:...).")
     for run in runs:
         normalisation = run.sae_config(d_in, d_sae).normalize_activations
@@ -167,6 +214,10 @@ def config_class_of(architecture: str) -> type[TrainingSAEConfig]:
         known = list(SAE_TRAINING_CLASS_REGISTRY)
         raise ValueError(f"unknown architecture {architecture!r}{_near(architecture, known)}.")
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def _nested_widths(d_sae: int) -> list[int]:
+    return sorted({max(1, d_sae >> shift) for shift in range(_NESTED)})
 
 
 def _near(name: str, known: list[str]) -> str:

@@ -20,7 +20,7 @@ from sae_lens_afa.experiments.model_sweep import sparse_limit
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep, by_steps
 from sae_lens_afa.files import sha256_of
 
 _STREAM = "activations"
@@ -136,27 +136,34 @@ class ActivationsSweep(Sweep):
 
     @override
     def groups(self) -> list[RunGroup]:
-        return [RunGroup(f"seed{seed}", seed, [(_STREAM, run) for run in self.runs()]) for seed in self.seeds]
+        return [
+            RunGroup(f"seed{seed}-{steps}-steps", seed, [(_STREAM, run) for run in runs])
+            for steps, runs in by_steps(self.runs())
+            for seed in self.seeds
+        ]
 
     @override
     def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
-        runs, seed = [run for _, run in group.members], group.seed
-        saes = {run.name: build(run, self.d_in, self.latents, seed, self.device) for run in runs}
+        runs, seed = {run.key: run for _, run in group.members}, group.seed
+        saes = {key: build(run, self.d_in, self.latents, seed, self.device) for key, run in runs.items()}
         batches = ({_STREAM: batch} for batch in shuffled_batches(self.data.train, self.training.batch_size, seed))
-        trained = train_together(saes, dict.fromkeys(saes, _STREAM), batches, self.training, seed, self.device, advance)
-        return [measured_row(_STREAM, seed, run, trained[run.name], self._measure) for run in runs]
+        streams, training = dict.fromkeys(saes, _STREAM), self.training_of(group)
+        trained = train_together(saes, streams, batches, training, seed, self.device, advance, runs)
+        return [measured_row(_STREAM, seed, run, trained[key], self._measure) for key, run in runs.items()]
 
     def _measure(self, trained: TrainingSAE[Any]) -> dict[str, float]:
         return measure(inference_sae(trained, device=self.device), self.data.test)
 
     @override
     def notes(self) -> list[str]:
-        tokens, epochs = len(self.data.train), self.training.steps * self.training.batch_size / len(self.data.train)
+        tokens = len(self.data.train)
+        steps = self.budgets or (self.training.steps,)
+        epochs = " or ".join(f"{number * self.training.batch_size / tokens:.1f}" for number in steps)
         space = "as the files have them" if self.raw else "standardised token by token (SAELens' layer_norm)"
         return [
-            f"{tokens:,} tokens of width {self.d_in} to train on ({epochs:.1f} times each), {len(self.data.test):,} to"
+            f"{tokens:,} tokens of width {self.d_in} to train on ({epochs} times each), {len(self.data.test):,} to"
             f" judge on; {self.latents} latents.",
-            training_note(self.training),
+            training_note(self.training, self.budgets, self.rates),
             f"Activations are {space}; MSE, explained variance (raw) and shrinkage are in that space, AFA metrics in"
             " the one in which an SAE decodes.",
             f"A code with L0 > d_in = {self.d_in} is not sparse: a dense code is exact there, and most variance is"

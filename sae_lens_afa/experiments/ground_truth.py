@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.experiments.arms import Arm, check_runs
+from sae_lens_afa.experiments.kept_worlds import fresh_batches, made, pooled_batches
 from sae_lens_afa.experiments.measures import inference_sae, measure
-from sae_lens_afa.experiments.presets import changed, preset_arms
+from sae_lens_afa.experiments.presets import Several, changed, preset_arms
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import OwnRandom, Training, build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep, by_steps
 from sae_lens_afa.experiments.worlds import WORLDS
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class GroundTruthSweep(Sweep):
     Attributes:
         worlds: Names in `WORLDS`; the data is made on the CPU.
         test_tokens: Samples on which the SAEs are judged.
+        pool: Train on so many samples, drawn once, kept on disk and used again and again in another order; None trains
+            on new ones in every step.
 
     Example:
         >>> from sae_lens_afa.experiments import Arm, GroundTruthSweep, ground_truth_sweep
@@ -42,14 +44,15 @@ class GroundTruthSweep(Sweep):
         >>> arms = (Arm("topk", "k", (3,)),)
         >>> sweep = GroundTruthSweep(worlds=("zipf-2x",), test_tokens=1024, arms=arms, training=training, seeds=(0, 1))
         >>> [group.name for group in sweep.groups()]
-        ['zipf-2x-seed0', 'zipf-2x-seed1']
+        ['zipf-2x-seed0-1000-steps', 'zipf-2x-seed1-1000-steps']
     """
 
     title: str = "SAEs on synthetic data with known features"
     worlds: tuple[str, ...]
     test_tokens: int
+    pool: int | None = None
 
-    growing = ("worlds", "arms", "seeds")
+    growing = ("worlds", *Sweep.growing)
     plots = (
         Plot("mcc", "1 - MCC", complement=True),
         Plot("f1", "1 - F1", complement=True),
@@ -63,11 +66,13 @@ class GroundTruthSweep(Sweep):
         for name in self.worlds:
             if name not in WORLDS:
                 raise ValueError(f"unknown world {name!r}; there are {', '.join(WORLDS)}.")
-            check_runs(self.runs(), WORLDS[name].hidden_dim, WORLDS[name].num_features)
+            check_runs(self.runs(), WORLDS[name].hidden_dim, WORLDS[name].latents)
         if not self.worlds:
             raise ValueError(f"worlds must name at least one of {', '.join(WORLDS)}.")
         if self.test_tokens < 2:
             raise ValueError(f"test_tokens must be at least 2, got {self.test_tokens}.")
+        if self.pool is not None and self.pool < self.training.batch_size:
+            raise ValueError(f"pool must be at least a batch of {self.training.batch_size} samples, got {self.pool}.")
 
     @override
     def criteria(self) -> Sequence[Criterion]:
@@ -80,12 +85,14 @@ class GroundTruthSweep(Sweep):
             "worlds": {name: asdict(WORLDS[name]) for name in self.worlds},
             **self.compared(),
             "test_tokens": self.test_tokens,
+            "pool": self.pool,
         }
 
     @override
     def groups(self) -> list[RunGroup]:
         return [
-            RunGroup(f"{world}-seed{seed}", seed, [(world, run) for run in self.runs()])
+            RunGroup(f"{world}-seed{seed}-{steps}-steps", seed, [(world, run) for run in runs])
+            for steps, runs in by_steps(self.runs())
             for world in self.worlds
             for seed in self.seeds
         ]
@@ -94,14 +101,17 @@ class GroundTruthSweep(Sweep):
     def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         name, seed = group.members[0][0], group.seed
         world, model = WORLDS[name], made(name)
-        runs = [run for _, run in group.members]
-        saes = {run.name: build(run, world.hidden_dim, world.num_features, seed, self.device) for run in runs}
-        batches = ({name: batch} for batch in samples(model, self.training.batch_size, seed))
-        trained = train_together(saes, dict.fromkeys(saes, name), batches, self.training, seed, self.device, advance)
+        runs = {run.key: run for _, run in group.members}
+        saes = {key: build(run, world.hidden_dim, world.latents, seed, self.device) for key, run in runs.items()}
+        size = self.training.batch_size
+        data = pooled_batches(name, self.pool, size, seed) if self.pool else fresh_batches(name, size, seed)
+        batches = ({name: batch} for batch in data)
+        training = self.training_of(group)
+        trained = train_together(saes, dict.fromkeys(saes, name), batches, training, seed, self.device, advance, runs)
         test = self._test_data(model)
         return [
-            measured_row(name, seed, run, trained[run.name], lambda sae: self._measure(sae, model, test))
-            for run in runs
+            measured_row(name, seed, run, trained[key], lambda sae: self._measure(sae, model, test))
+            for key, run in runs.items()
         ]
 
     def _test_data(self, model: SyntheticModel) -> Float[Tensor, "tokens d_in"]:
@@ -131,9 +141,11 @@ class GroundTruthSweep(Sweep):
     @override
     def notes(self) -> list[str]:
         return [
-            *(f"`{name}`: {w.about}; {w.hidden_dim} dimensions, {w.num_features} features, as many latents."
+            *(f"`{name}`: {w.about}; {w.hidden_dim} dimensions, {w.num_features:,} features, {w.latents:,} latents."
               for name, w in ((name, WORLDS[name]) for name in self.worlds)),
-            training_note(self.training),
+            training_note(self.training, self.budgets, self.rates),
+            f"Samples are from a pool of {self.pool:,}, used again in another order." if self.pool else
+            "Samples are new in every step.",
             "MSE, explained variance (raw) and shrinkage are in the space of the data, AFA metrics in the one in which"
             " an SAE decodes (its input normalisation).",
             "MCC, F1 and uniqueness are SAELens': MCC by the best one-to-one match of decoder rows and features; F1 of"
@@ -150,25 +162,10 @@ def _l0_without_features(sae: SAE[Any]) -> int:
     return int(torch.count_nonzero(acts.to_dense()))
 
 
-@lru_cache
-def made(world: str) -> SyntheticModel:
-    """Return the generator of a world; making its features quasi-orthogonal takes seconds."""
-    return WORLDS[world].make()
-
-
-def samples(model: SyntheticModel, batch_size: int, seed: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Yield batches without end that depend on the seed only."""
-    draw = OwnRandom("data", seed)
-    while True:
-        with draw():
-            batch = model.sample(batch_size)
-        yield batch
-
-
 PRESETS = {
     "quick": GroundTruthSweep(
         worlds=("zipf-4x",),
-        arms=preset_arms("ground-truth", "quick", phase=400),
+        arms=preset_arms("ground-truth", "quick", phase=400, steps=1000),
         training=Training(
             steps=1000, batch_size=256, lr=2e-3, dead_feature_window=100, lr_warm_up_steps=50, lr_decay_steps=300
         ),
@@ -177,7 +174,7 @@ PRESETS = {
     ),
     "full": GroundTruthSweep(
         worlds=("zipf-2x", "zipf-4x", "zipf-8x", "correlated", "hierarchical"),
-        arms=preset_arms("ground-truth", "full", phase=1000),
+        arms=preset_arms("ground-truth", "full", phase=1000, steps=2500),
         training=Training(
             steps=2500, batch_size=256, lr=1e-3, dead_feature_window=125, lr_warm_up_steps=100, lr_decay_steps=600
         ),
@@ -203,8 +200,9 @@ def ground_truth_sweep(
     worlds: Sequence[str] = (),
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
-    steps: int | None = None,
-    lr: float | None = None,
+    steps: Several[int] = None,
+    lr: Several[float] = None,
+    pool: int | None = None,
     device: str = "cpu",
 ) -> GroundTruthSweep:
     """Return a preset of the sweep over synthetic worlds, or a change of one.
@@ -212,8 +210,10 @@ def ground_truth_sweep(
     Args:
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
         worlds, arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
-        lr: Learning rate of all arms, in place of the preset's.
+        steps: Training steps in place of the preset's, one number or several: each run is made with each. All that
+            the preset counts in steps changes in proportion.
+        lr: Learning rate in place of the preset's, one or several: each run is made with each.
+        pool: Train on so many samples that are kept on disk (see `cache_folder`), not on new ones in every step.
         device: Of the SAEs.
 
     Raises:
@@ -222,9 +222,10 @@ def ground_truth_sweep(
     Example:
         >>> from sae_lens_afa.experiments import Arm, ground_truth_sweep
         >>> sweep = ground_truth_sweep("quick", worlds=["zipf-2x"], arms=[Arm("topk", "k", (2, 4))], steps=200)
-        >>> [run.name for run in sweep.runs()], sweep.training.steps, sweep.seeds
-        (['topk k=2', 'topk k=4'], 200, (0, 1, 2))
+        >>> [(run.name, run.steps) for run in sweep.runs()], sweep.seeds
+        ([('topk k=2', 200), ('topk k=4', 200)], (0, 1, 2))
     """
     return changed(
-        PRESETS, preset, steps, lr, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), device=device
+        PRESETS, preset, steps, lr, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), pool=pool,
+        device=device,
     )  # fmt: skip

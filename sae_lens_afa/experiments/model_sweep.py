@@ -17,7 +17,7 @@ from sae_lens_afa.experiments.measures import inference_sae, measure, standardis
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
-from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep
+from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep, by_steps
 from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class LanguageModelSweep(Sweep):
     ce_tokens: int
     saes_per_group: int | None = None
 
-    growing = ("hooks", "arms", "seeds", "saes_per_group")
+    growing = ("hooks", *Sweep.growing, "saes_per_group")
     plots = (Plot("mse", "mean squared error, standardised"), CE_PLOT)
     key_metrics = (
         "l0_mean", "explained_variance", "mse", "ce_loss_with_sae", "ce_loss_score", "dead_latents",
@@ -100,10 +100,17 @@ class LanguageModelSweep(Sweep):
 
     @override
     def groups(self) -> list[RunGroup]:
-        members = [(layer, run) for run in self.runs() for layer in self.hooks]
-        size = self.saes_per_group or len(members)
-        parts = [members[i : i + size] for i in range(0, len(members), size)]
-        return [RunGroup(f"seed{seed}-part{i}", seed, part) for seed in self.seeds for i, part in enumerate(parts)]
+        groups: list[RunGroup] = []
+        for steps, runs in by_steps(self.runs()):
+            members = [(layer, run) for run in runs for layer in self.hooks]
+            size = self.saes_per_group or len(members)
+            parts = [members[i : i + size] for i in range(0, len(members), size)]
+            groups += [
+                RunGroup(f"seed{seed}-{steps}-steps-part{i}", seed, part)
+                for seed in self.seeds
+                for i, part in enumerate(parts)
+            ]
+        return groups
 
     @override
     def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
@@ -111,8 +118,9 @@ class LanguageModelSweep(Sweep):
         self._check_widths(model)
         saes = {_key(m): build(m[1], self.d_in, self.d_sae, group.seed, self.device) for m in group.members}
         hooks = {_key(member): self.hooks[member[0]] for member in group.members}
-        batches = training_batches(self.source, model, train_text, saes, hooks, self.training, group.seed, self.device)
-        trained = train_together(saes, hooks, batches, self.training, group.seed, self.device, advance)
+        runs, training = {_key(member): member[1] for member in group.members}, self.training_of(group)
+        batches = training_batches(self.source, model, train_text, saes, hooks, training, group.seed, self.device)
+        trained = train_together(saes, hooks, batches, training, group.seed, self.device, advance, runs)
         return [
             measured_row(
                 layer, group.seed, run, trained[_key((layer, run))],
@@ -147,7 +155,7 @@ class LanguageModelSweep(Sweep):
         return [
             f"Model `{self.source.model}`, {source}, context {self.source.context_size};"
             f" d_in {self.d_in}, d_sae {self.d_sae}; hooks " + ", ".join(f"`{hook}`" for hook in self.hooks.values()),
-            training_note(self.training),
+            training_note(self.training, self.budgets, self.rates),
             "Activations are standardised token by token (SAELens' layer_norm); MSE is the mean over tokens and"
             " dimensions in that space, explained variance and AFA metrics are in it too. Cross-entropy is in nats per"
             " token with the reconstruction in place, put back into the model's own scale.",
@@ -167,4 +175,4 @@ def loaded(source: TextSource, hooks: tuple[str, ...], tokens: int, device: str)
 
 def _key(member: tuple[str, Run]) -> str:
     layer, run = member
-    return f"{layer} {run.name}"
+    return f"{layer} {run.key}"

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.model_sweep import LanguageModelSweep
-from sae_lens_afa.experiments.presets import changed
+from sae_lens_afa.experiments.presets import Several, changed
 from sae_lens_afa.experiments.side_by_side import Training
 from sae_lens_afa.experiments.tables import cell, markdown
 from sae_lens_afa.experiments.text_source import DEMO, TextSource
@@ -149,8 +149,8 @@ def paper_sweep(
     layers: Sequence[int] = (),
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
-    steps: int | None = None,
-    lr: float | None = None,
+    steps: Several[int] = None,
+    lr: Several[float] = None,
     model: str | None = None,
     dataset: str | None = None,
     saes_per_group: int | None = None,
@@ -162,8 +162,9 @@ def paper_sweep(
         preset: "paper" (GPT-2 small on OpenWebText, the exact sizes: for a GPU and the Hub), "demo" (the bundled model
             and text, minutes on two cores), "tiny" (seconds: says nothing about SAEs).
         layers, arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
-        lr: Learning rate of all arms, in place of the preset's.
+        steps: Training steps in place of the preset's, one number or several: each run is made with each. All that
+            the preset counts in steps changes in proportion.
+        lr: Learning rate in place of the preset's, one or several: each run is made with each.
         model: In place of GPT-2 small, as for `load_language_model`; d_in and d_sae follow from its width.
         dataset: In place of OpenWebText, as for `load_text_dataset`.
         saes_per_group: Most SAEs that are trained side by side.

@@ -10,7 +10,7 @@ from typing import Any
 from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.file_sweep import ActivationsSweep
 from sae_lens_afa.experiments.model_sweep import CE_PLOT, LanguageModelSweep
-from sae_lens_afa.experiments.presets import changed, preset_arms
+from sae_lens_afa.experiments.presets import Several, changed, preset_arms
 from sae_lens_afa.experiments.side_by_side import Training
 from sae_lens_afa.experiments.sweep import Plot, Sweep
 from sae_lens_afa.experiments.text_source import TextSource
@@ -35,7 +35,7 @@ class DemoActivationsSweep(LanguageModelSweep):
 
 PRESETS = {
     "quick": DemoActivationsSweep(
-        arms=preset_arms("activations", "quick", phase=120),
+        arms=preset_arms("activations", "quick", phase=120, steps=300),
         training=Training(
             steps=300, batch_size=256, lr=1e-3, dead_feature_window=20, lr_warm_up_steps=15, lr_decay_steps=60
         ),
@@ -44,7 +44,7 @@ PRESETS = {
         ce_tokens=4096,
     ),
     "full": DemoActivationsSweep(
-        arms=preset_arms("activations", "full", phase=480),
+        arms=preset_arms("activations", "full", phase=480, steps=1200),
         training=Training(
             steps=1200, batch_size=512, lr=1e-3, dead_feature_window=60, lr_warm_up_steps=60, lr_decay_steps=300
         ),
@@ -71,8 +71,8 @@ def activations_sweep(
     d_sae: int | None = None,
     arms: Sequence[Arm] = (),
     seeds: Sequence[int] = (),
-    steps: int | None = None,
-    lr: float | None = None,
+    steps: Several[int] = None,
+    lr: Several[float] = None,
     raw: bool = False,
     device: str = "cpu",
 ) -> Sweep:
@@ -84,8 +84,9 @@ def activations_sweep(
         preset: "quick" (minutes on two cores), "full" (hours), "tiny" (seconds: says nothing about SAEs).
         d_sae: Latents; four times d_in if None.
         arms, seeds: In place of the preset's, where given.
-        steps: In place of the preset's; all that the preset counts in steps changes in proportion.
-        lr: Learning rate of all arms, in place of the preset's.
+        steps: Training steps in place of the preset's, one number or several: each run is made with each. All that
+            the preset counts in steps changes in proportion.
+        lr: Learning rate in place of the preset's, one or several: each run is made with each.
         raw: Of a file: not standardised, see `ActivationsSweep`.
         device: Of model and SAEs.
 

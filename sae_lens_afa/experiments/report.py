@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.experiments.statistics import OK, Criterion, Summary, best_of_grids, summarise
+from sae_lens_afa.experiments.statistics import OK, Criterion, Summary, best_of_grids, best_rates, summarise, varying
 from sae_lens_afa.experiments.sweep import Plot, Sweep
 from sae_lens_afa.experiments.tables import best_table, measured_metrics, summary_table, write_runs
 from sae_lens_afa.files import write_whole
@@ -24,12 +24,46 @@ def write_report(
     """Write runs.csv, runs.parquet, the plots and report.md into `folder`."""
     files = write_runs(folder, rows)
     summaries = summarise(rows)
-    plots: list[Path] = []
-    for plot in sweep.plots:
-        if any(summary.mean(plot.metric) is not None for summary in summaries):
-            plots += _draw(folder / f"l0_{plot.metric}.png", plot, plot_table(plot, sweep, summaries), rows, sweep)
+    plots = _l0_plots(folder, sweep, rows, summaries)
+    if "steps" in varying(summaries):
+        plots += [path for criterion in sweep.criteria() for path in _budget_plot(folder, sweep, criterion, summaries)]
     text = report_text(sweep, rows, versions, command, plots)
     return [*files, *plots, write_whole(folder / "report.md", lambda path: path.write_text(text, encoding="utf-8"))]
+
+
+def _l0_plots(folder: Path, sweep: Sweep, rows: Sequence[Row], summaries: Sequence[Summary]) -> list[Path]:
+    """Draw metrics against L0: the largest budget, each setting with the learning rate that is best for it."""
+    largest = max((s.steps or 0) for s in summaries)
+    shown = [s for s in best_rates(summaries, sweep.criteria()[0]) if (s.steps or 0) == largest]
+    plots: list[Path] = []
+    for plot in sweep.plots:
+        if any(summary.mean(plot.metric) is not None for summary in shown):
+            plots += _draw(folder / f"l0_{plot.metric}.png", plot, plot_table(plot, sweep, shown), rows, sweep)
+    return plots
+
+
+def _budget_plot(folder: Path, sweep: Sweep, criterion: Criterion, summaries: Sequence[Summary]) -> list[Path]:
+    """Draw a criterion against the samples of the training, each arm at its best."""
+    import pandas as pd
+
+    from sae_lens_afa.plots import samples_plot
+
+    if criterion.max_l0 is not None:
+        return []
+    points: list[dict[str, Any]] = []
+    for s in best_of_grids(summaries, criterion):
+        value = s.mean(criterion.metric)
+        assert value is not None
+        assert s.steps is not None
+        points.append({
+            "layer": s.stream, "architecture": s.label, "samples": s.steps * sweep.training.batch_size,
+            "loss": 1 - value if criterion.higher_is_better else value, "label": f"{s.setting}, lr {s.lr:g}",
+        })  # fmt: skip
+    files = [folder / f"samples_{criterion.metric}{end}" for end in (".png", ".html")]
+    label = f"1 - {criterion.title}" if criterion.higher_is_better else criterion.title
+    if points:
+        samples_plot(pd.DataFrame(points), loss_label=label, save=files)
+    return files if points else []
 
 
 def report_text(
@@ -132,4 +166,5 @@ def plot_table(plot: Plot, sweep: Sweep, summaries: Sequence[Summary]) -> pd.Dat
 
 
 def _name(row: Row) -> str:
-    return f"{row['stream']}, {row['label']} {row['hyperparameter']}={row['value']:g}, seed {row['seed']}"
+    setting = f"{row['hyperparameter']}={row['value']:g}"
+    return f"{row['stream']}, {row['label']} {setting}, {row['steps']} steps, lr {row['lr']:g}, seed {row['seed']}"

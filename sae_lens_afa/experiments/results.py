@@ -13,7 +13,7 @@ from typing import Any
 from sae_lens_afa.experiments.rows import key_of
 from sae_lens_afa.files import write_whole
 
-FORMAT = 3  # 2: metrics under names of their own
+FORMAT = 4  # 2: metrics under names of their own; 4: steps and learning rate in each row
 _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch", "numpy")
 
 
@@ -47,8 +47,8 @@ class ResultFolder:
             there = json.loads(path.read_text())
             if there.get("format") != FORMAT:
                 raise ValueError(
-                    f"output folder {self.folder} was written by a version that named metrics in another way; choose"
-                    " another folder, or go on there with that version."
+                    f"output folder {self.folder} was written by another version of this package, whose rows say other"
+                    " things; choose another folder, or go on there with that version."
                 )
             self._check(there, own, mappings)
             own |= {key: {**there[key], **own[key]} for key in mappings}

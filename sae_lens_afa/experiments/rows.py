@@ -12,7 +12,7 @@ from sae_lens_afa.experiments.arms import Run
 from sae_lens_afa.experiments.side_by_side import Trained, Training
 from sae_lens_afa.experiments.statistics import OK
 
-_IDENTITY = ("stream", "seed", "label", "architecture", "hyperparameter", "value", "settings")
+_IDENTITY = ("stream", "seed", "label", "architecture", "hyperparameter", "value", "settings", "steps", "lr")
 
 
 def identity(stream: str, seed: int, run: Run) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def identity(stream: str, seed: int, run: Run) -> dict[str, Any]:
     return {
         "stream": stream, "seed": seed, "label": run.label, "architecture": run.architecture,
         "hyperparameter": run.hyperparameter, "value": run.value, "settings": dict(run.settings),
+        "steps": run.steps, "lr": run.lr,
     }  # fmt: skip
 
 
@@ -61,11 +62,12 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds must be different numbers >= 0, at least one, got {list(seeds)}.")
 
 
-def training_note(training: Training) -> str:
-    """Return steps and windows in words, for the report."""
+def training_note(training: Training, budgets: Sequence[int] = (), rates: Sequence[float] = ()) -> str:
+    """Return steps, rates and windows in words, for the report."""
+    steps = " or ".join(f"{number:,}" for number in budgets or (training.steps,))
+    lr = " or ".join(f"{number:g}" for number in rates or (training.lr,))
     windows = training.steps / training.dead_feature_window
     return (
-        f"Every SAE: {training.steps:,} steps of {training.batch_size} tokens, Adam with learning rate {training.lr:g}."
-        f" A latent counts as dead after {training.dead_feature_window} steps without firing; the training is"
-        f" {windows:.0f} times as long."
+        f"Every SAE: {steps} steps of {training.batch_size} tokens, Adam with learning rate {lr}. The training is"
+        f" {windows:.0f} times as long as the window without firing after which a latent counts as dead."
     )

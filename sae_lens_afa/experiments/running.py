@@ -92,9 +92,8 @@ def run_sweep(
     finished = folder.finished()
     pending = [left for group in groups if (left := group.without(finished)).members]
     keys = [key for group in groups for key in group.run_keys()]
-    done = len(keys) - sum(len(group.members) for group in pending)
-    steps = sweep.training.steps
-    with tqdm(total=len(keys) * steps, initial=done * steps, unit=" steps", disable=not progress) as bar:
+    total, left = (sum(group.steps * len(group.members) for group in some) for some in (groups, pending))
+    with tqdm(total=total, initial=total - left, unit=" steps", disable=not progress) as bar:
         for group in pending[:max_groups]:
             bar.set_description(group.name)
             rows = sweep.run_group(group, bar.update)
@@ -111,7 +110,8 @@ def run_sweep(
 
 
 def _line(row: Mapping[str, Any], sweep: Sweep) -> str:
-    name = f"{row['stream']} seed {row['seed']}: {row['label']} {row['hyperparameter']}={row['value']:g}"
+    setting = f"{row['hyperparameter']}={row['value']:g}"
+    name = f"{row['stream']} seed {row['seed']}: {row['label']} {setting}, {row['steps']} steps, lr {row['lr']:g}"
     if row["status"] != OK:
         return f"{name}  {row['status']}"
     shown = dict.fromkeys(("l0_mean", *sweep.key_metrics[1:2], sweep.criteria()[0].metric))

@@ -17,6 +17,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_lens_afa.experiments.arms import Run
+from sae_lens_afa.experiments.steering import L0Steering
 
 # Looking at a loss waits for the device, so it is not done every step.
 _CHECK_EVERY = 50
@@ -128,6 +129,7 @@ def train_together(
     seed: int = 0,
     device: str = "cpu",
     advance: Callable[[int], object] = lambda _: None,
+    runs: Mapping[str, Run] | None = None,
 ) -> dict[str, Trained]:
     """Train every SAE on the same batches, `training.steps` of them, with SAELens' `SAETrainer`.
 
@@ -142,13 +144,19 @@ def train_together(
         seed: Of what the SAEs draw while they are trained.
         device: Where the SAEs are.
         advance: Called after each step with the number of SAEs that it covers.
+        runs: What the SAEs are, by name: a learning rate of its own and a target L0 are taken from there.
 
     Raises:
         RuntimeError: out of memory, which is no fault of an SAE.
     """
-    trainers = {
-        name: SAETrainer(training.trainer_config(device), sae, data_provider=iter(())) for name, sae in saes.items()
-    }
+    trainers: dict[str, SAETrainer[Any, Any]] = {}
+    steering: dict[str, L0Steering] = {}
+    for name, sae in saes.items():
+        run = (runs or {}).get(name)
+        own = training if run is None or run.lr is None else replace(training, lr=run.lr)
+        trainers[name] = SAETrainer(own.trainer_config(device), sae, data_provider=iter(()))
+        if run is not None and run.target_l0 is not None:
+            steering[name] = L0Steering(trainers[name], run.target_l0)
     trained = {name: Trained(sae) for name, sae in saes.items()}
     draws = {name: OwnRandom("training", seed) for name in saes}
     for step in range(training.steps):
@@ -156,7 +164,7 @@ def train_together(
         for name, trainer in trainers.items():
             if not trained[name].failure:
                 with draws[name]():
-                    trained[name].failure = _step(trainer, batch[streams[name]], step)
+                    trained[name].failure = _step(trainer, batch[streams[name]], step, steering.get(name))
         advance(len(trainers))
     for result in trained.values():
         result.sae.eval()
@@ -165,12 +173,14 @@ def train_together(
     return trained
 
 
-def _step(trainer: SAETrainer[Any, Any], batch: Tensor, step: int) -> str:
+def _step(trainer: SAETrainer[Any, Any], batch: Tensor, step: int, steering: L0Steering | None) -> str:
     """Take one step; return what went wrong, if something did."""
     try:
         trainer.maybe_reset_sparsity()
         output = trainer.step(batch)
         trainer.n_training_steps += 1
+        if steering is not None:
+            steering.look(step, output.feature_acts)
     except (RuntimeError, ValueError, ArithmeticError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
             raise

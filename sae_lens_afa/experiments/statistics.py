@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -42,6 +42,7 @@ class Summary:
         label, hyperparameter, value: The setting.
         rows: Runs that succeeded.
         n_failed: Runs that did not.
+        steps, lr: Training steps and learning rate.
     """
 
     stream: str
@@ -50,6 +51,8 @@ class Summary:
     value: float
     rows: tuple[Row, ...]
     n_failed: int
+    steps: int | None = None
+    lr: float | None = None
 
     @property
     def setting(self) -> str:
@@ -75,25 +78,42 @@ def summarise(rows: Iterable[Row]) -> list[Summary]:
     """Return a summary for each setting, stream by stream, in the order of the runs."""
     rows = list(rows)
     streams = list(dict.fromkeys(row["stream"] for row in rows))
-    settings: dict[tuple[str, str, str, float], list[Row]] = {}
+    settings: dict[tuple[Any, ...], list[Row]] = {}
     for row in sorted(rows, key=lambda row: streams.index(row["stream"])):
-        key = (row["stream"], row["label"], row["hyperparameter"], row["value"])
+        key = (row["stream"], row["label"], row["hyperparameter"], row["value"], row.get("steps"), row.get("lr"))
         settings.setdefault(key, []).append(row)
     summaries: list[Summary] = []
-    for (stream, label, hyperparameter, value), group in settings.items():
+    for (stream, label, hyperparameter, value, steps, lr), group in settings.items():
         good = tuple(row for row in group if row["status"] == OK)
-        summaries.append(Summary(stream, label, hyperparameter, value, good, len(group) - len(good)))
+        failed = len(group) - len(good)
+        summaries.append(Summary(stream, label, hyperparameter, value, good, failed, steps, lr))
     return summaries
 
 
+def varying(summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """Return which of "steps" and "lr" is not the same for all."""
+    return tuple(name for name in ("steps", "lr") if len({getattr(s, name) for s in summaries}) > 1)
+
+
 def best_of_grids(summaries: Sequence[Summary], criterion: Criterion) -> list[Summary]:
-    """Return for each stream and arm the setting that is best by the mean over seeds.
+    """Return for each stream, arm and budget the setting that is best by the mean over seeds.
 
     A setting of which a run failed cannot be the best; an arm without a setting that qualifies has no best one.
     """
-    best: dict[tuple[str, str], Summary] = {}
+    return _best_by(summaries, criterion, lambda s: (s.stream, s.label, s.steps))
+
+
+def best_rates(summaries: Sequence[Summary], criterion: Criterion) -> list[Summary]:
+    """Return each setting at each budget with the learning rate that is best for it."""
+    return _best_by(summaries, criterion, lambda s: (s.stream, s.label, s.hyperparameter, s.value, s.steps))
+
+
+def _best_by(
+    summaries: Sequence[Summary], criterion: Criterion, key_of: Callable[[Summary], Hashable]
+) -> list[Summary]:
+    best: dict[Hashable, Summary] = {}
     for summary in summaries:
-        key, value, l0 = (summary.stream, summary.label), summary.mean(criterion.metric), summary.mean("l0_mean")
+        key, value, l0 = key_of(summary), summary.mean(criterion.metric), summary.mean("l0_mean")
         too_dense = criterion.max_l0 is not None and (l0 is None or l0 > criterion.max_l0)
         if value is None or summary.n_failed or too_dense:
             continue
@@ -106,22 +126,22 @@ def _better(value: float, other: float | None, criterion: Criterion) -> bool:
     return other is None or (value > other if criterion.higher_is_better else value < other)
 
 
-def p_values(best: Sequence[Summary], criterion: Criterion) -> dict[tuple[str, str], float]:
-    """Return p of Welch's test of each arm against the best arm of its stream, by stream and label.
+def p_values(best: Sequence[Summary], criterion: Criterion) -> dict[tuple[str, str, int | None], float]:
+    """Return p of Welch's test of each arm against the best arm of its stream and budget, by stream, label and steps.
 
     Each arm is at its best setting, samples are seeds. The settings were chosen by these same values, so p is too small
     rather than too large, and it is not corrected for the number of tests. Arms for which the test is not defined, and
     the best ones, have no p.
     """
-    found: dict[tuple[str, str], float] = {}
-    for stream in dict.fromkeys(summary.stream for summary in best):
-        arms = [summary for summary in best if summary.stream == stream]
+    found: dict[tuple[str, str, int | None], float] = {}
+    for stream, steps in dict.fromkeys((summary.stream, summary.steps) for summary in best):
+        arms = [summary for summary in best if (summary.stream, summary.steps) == (stream, steps)]
         sign = -1 if criterion.higher_is_better else 1
         first, *others = sorted(arms, key=lambda summary: sign * (summary.mean(criterion.metric) or 0.0))
         for other in others:
             _, _, p = welch(first.values(criterion.metric), other.values(criterion.metric))
             if p is not None:
-                found[stream, other.label] = p
+                found[stream, other.label, steps] = p
     return found
 
 

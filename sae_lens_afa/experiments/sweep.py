@@ -39,6 +39,22 @@ class RunGroup:
         pairs = zip(self.run_keys(), self.members, strict=True)
         return replace(self, members=[member for key, member in pairs if key not in finished])
 
+    @property
+    def steps(self) -> int:
+        """Training steps of each member: they share their batches."""
+        (steps,) = {run.steps for _, run in self.members}
+        assert steps is not None
+        return steps
+
+
+def by_steps(runs: Sequence[Run]) -> list[tuple[int, list[Run]]]:
+    """Return runs of a sweep that are trained for as many steps together, in their order."""
+    found: dict[int, list[Run]] = {}
+    for run in runs:
+        assert run.steps is not None
+        found.setdefault(run.steps, []).append(run)
+    return list(found.items())
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -66,6 +82,9 @@ class Sweep(ABC):
     Attributes:
         title: Of the report.
         arms, training, seeds: What is compared, how it is trained, and how often.
+        budgets: Training steps; each run is made with each. Those of `training` if there are none; otherwise all that
+            it counts in steps changes in proportion.
+        rates: Learning rates; each run is made with each. That of `training` if there are none.
         device: Where the SAEs are trained.
         plots: What is drawn against L0.
         key_metrics: Columns of the table in the terminal; report.md and runs.csv have all.
@@ -83,15 +102,21 @@ class Sweep(ABC):
     arms: tuple[Arm, ...]
     training: Training
     seeds: tuple[int, ...]
+    budgets: tuple[int, ...] = ()
+    rates: tuple[float, ...] = ()
     device: str = "cpu"
 
     plots: ClassVar[Sequence[Plot]]
     key_metrics: ClassVar[Sequence[str]]
-    growing: ClassVar[Sequence[str]] = ("arms", "seeds")
+    growing: ClassVar[Sequence[str]] = ("arms", "seeds", "budgets", "rates")
 
     def __post_init__(self) -> None:
         check_seeds(self.seeds)
         check_device(self.device)
+        for steps in self.budgets:
+            self.training.with_steps(steps)
+        for lr in (*self.rates, *(lr for arm in self.arms for lr in arm.rates)):
+            replace(self.training, lr=lr)
 
     @abstractmethod
     def criteria(self) -> Sequence[Criterion]:
@@ -119,18 +144,28 @@ class Sweep(ABC):
 
     def runs(self) -> list[Run]:
         """Return the runs of all arms, for one seed and one kind of data."""
-        return [run for arm in self.arms for run in arm.runs()]
+        return [
+            run
+            for steps in self.budgets or (self.training.steps,)
+            for arm in self.arms
+            for run in arm.runs(steps, self.rates or (self.training.lr,))
+        ]
 
-    def with_steps(self, steps: int) -> Self:
-        """Return the sweep with more or fewer steps: all that is counted in steps changes in proportion."""
-        arms = tuple(arm.with_steps(steps, self.training.steps) for arm in self.arms)
-        return replace(self, arms=arms, training=self.training.with_steps(steps))
+    def training_of(self, group: RunGroup) -> Training:
+        """Return how the members of a group are trained, but for their learning rates."""
+        return self.training.with_steps(group.steps)
+
+    def with_steps(self, *steps: int) -> Self:
+        """Return the sweep with other training steps: all that is counted in steps changes in proportion."""
+        return replace(self, budgets=steps)
 
     def compared(self) -> dict[str, Any]:
         """Return arms, training and seeds, as part of `settings`."""
         return {
             "arms": [arm.to_dict() for arm in self.arms],
             "training": self.training.to_dict(),
+            "budgets": list(self.budgets),
+            "rates": list(self.rates),
             "seeds": list(self.seeds),
         }
 

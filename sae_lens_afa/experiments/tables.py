@@ -6,14 +6,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa.experiments.statistics import Criterion, Summary, p_values
+from sae_lens_afa.experiments.statistics import Criterion, Summary, p_values, varying
 from sae_lens_afa.experiments.sweep_metrics import heading_of, sweep_metrics
 from sae_lens_afa.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
 
-IDENTITY = ("stream", "label", "architecture", "hyperparameter", "value", "seed", "status", "d_in", "d_sae")
+IDENTITY = (
+    "stream",
+    "label",
+    "architecture",
+    "hyperparameter",
+    "value",
+    "steps",
+    "lr",
+    "seed",
+    "status",
+    "d_in",
+    "d_sae",
+)
 
 
 def measured_metrics(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -46,26 +58,38 @@ def markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def summary_table(summaries: Sequence[Summary], metrics: Sequence[str]) -> str:
     """Return a row per setting: mean and standard deviation over seeds."""
-    header = ["data", "SAE", "setting", "seeds", *(heading_of(name) for name in metrics)]
-    lines = [[s.stream, s.label, s.setting, _seeds(s), *(spread_cell(s, name) for name in metrics)] for s in summaries]
+    also = varying(summaries)
+    header = ["data", "SAE", "setting", *also, "seeds", *(heading_of(name) for name in metrics)]
+    lines = [
+        [s.stream, s.label, s.setting, *(f"{getattr(s, name):g}" for name in also), _seeds(s)]
+        + [spread_cell(s, name) for name in metrics]
+        for s in summaries
+    ]
     return markdown(header, lines)
 
 
 def best_table(best: Sequence[Summary], criterion: Criterion) -> str:
-    """Return a row per arm, a column per data set: the metric, and in brackets the setting's value, its L0 and p."""
+    """Return a row per arm and budget, a column per data set: the metric, and in brackets what it was reached with.
+
+    That is the setting's value, the learning rate where several were tried, L0, and p of `p_values`.
+    """
     streams = list(dict.fromkeys(s.stream for s in best))
     p = p_values(best, criterion)
+    also = varying(best)
 
     def shown(s: Summary) -> str:
-        test = f"; p {cell(p[s.stream, s.label])}" if (s.stream, s.label) in p else ""
-        return f"{spread_cell(s, criterion.metric)} ({s.value:.3g}; L0 {cell(s.mean('l0_mean'))}{test})"
+        rate = f"; lr {s.lr:g}" if "lr" in also else ""
+        key = (s.stream, s.label, s.steps)
+        test = f"; p {cell(p[key])}" if key in p else ""
+        return f"{spread_cell(s, criterion.metric)} ({s.value:.3g}{rate}; L0 {cell(s.mean('l0_mean'))}{test})"
 
-    cells = {(s.label, s.stream): shown(s) for s in best}
+    cells = {(s.label, s.steps, s.stream): shown(s) for s in best}
     lines = [
-        [label, *(cells.get((label, stream), "-") for stream in streams)]
-        for label in dict.fromkeys(s.label for s in best)
-    ]
-    return markdown(["SAE", *streams], lines)
+        [label, *([f"{steps:,}"] if "steps" in also else []),
+         *(cells.get((label, steps, stream), "-") for stream in streams)]
+        for label, steps in dict.fromkeys((s.label, s.steps) for s in best)
+    ]  # fmt: skip
+    return markdown(["SAE", *(["steps"] if "steps" in also else []), *streams], lines)
 
 
 def cell(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Of the features and their frequencies: the same world for every run.
 WORLD_SEED = 0
+_SYNTH_BENCH_SEED = 42
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class World:
     Attributes:
         about: Its peculiarity, in a few words.
         hidden_dim: d_in.
-        num_features: Features; the SAEs have as many latents.
+        num_features: Features.
+        num_latents: Of the SAEs; as many as features if None.
         max_prob, min_prob, exponent: Firing probabilities by a Zipf law, scaled to this range.
         orthogonalization_steps: Of SAELens' optimiser that makes the features quasi-orthogonal.
         correlation: Rank and scale of the correlations between the features' firing.
@@ -37,6 +39,15 @@ class World:
     orthogonalization_steps: int = 200
     correlation: tuple[int, float] | None = None
     hierarchy: tuple[int, int, int] | None = None
+    num_latents: int | None = None
+
+    kept: ClassVar[bool] = False
+    """Whether it takes so long to make that it is kept on disk."""
+
+    @property
+    def latents(self) -> int:
+        """Latents of the SAEs that are trained on it."""
+        return self.num_features if self.num_latents is None else self.num_latents
 
     def config(self) -> SyntheticModelConfig:
         """Return the configuration for SAELens."""
@@ -96,6 +107,37 @@ class UnequalWorld(World):
         )
 
 
+@dataclass(frozen=True)
+class SynthBenchWorld(World):
+    """SynthSAEBench-16k (arXiv 2602.14687), or its features, dimensions, latents and trees divided by a number.
+
+    Trees whose children exclude one another and are as strong as their parents, features that fire together, strengths
+    that vary, a bias; four features for each latent, so that an SAE has room for the frequent ones only.
+    """
+
+    kept = True
+
+    @override
+    def config(self) -> SyntheticModelConfig:
+        from sae_lens.synthetic import (
+            FoldedNormalMagnitudeConfig,
+            LinearMagnitudeConfig,
+            OrthogonalizationConfig,
+        )
+
+        config = super().config()
+        assert config.hierarchy is not None
+        return replace(
+            config,
+            hierarchy=replace(config.hierarchy, mutually_exclusive_portion=1.0, scale_children_by_parent=True),
+            orthogonalization=OrthogonalizationConfig(num_steps=self.orthogonalization_steps, lr=3e-4),
+            mean_firing_magnitudes=LinearMagnitudeConfig(start=5.0, end=4.0),
+            std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
+            bias=0.5,
+            seed=_SYNTH_BENCH_SEED,
+        )
+
+
 WORLDS = {
     "zipf-2x": World("quasi-orthogonal, Zipfian, superposition 2x", 128, 256),
     "zipf-4x": World("quasi-orthogonal, Zipfian, superposition 4x", 128, 512),
@@ -107,5 +149,13 @@ WORLDS = {
     ),
     "strengths-vary": UnequalWorld("as zipf-4x, features of unequal strength", 128, 512),
     "zipf-4x-wide": World("as zipf-4x, twice as wide", 256, 1024, max_prob=0.458),
+    "synth-bench": SynthBenchWorld(
+        "SynthSAEBench-16k", 768, 16_384, min_prob=5e-4, exponent=0.5, orthogonalization_steps=100,
+        correlation=(25, 0.1), hierarchy=(128, 4, 3), num_latents=4096,
+    ),
+    "synth-bench-small": SynthBenchWorld(
+        "as SynthSAEBench-16k, a quarter of its size", 192, 4096, max_prob=0.25, min_prob=5e-4, exponent=0.5,
+        orthogonalization_steps=100, correlation=(6, 0.1), hierarchy=(32, 4, 3), num_latents=1024,
+    ),
     "tiny": World("for tests", 12, 24, max_prob=0.3, min_prob=0.02, orthogonalization_steps=5),
 }  # fmt: skip

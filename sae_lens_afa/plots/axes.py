@@ -168,9 +168,9 @@ def zf_axis(axis: Axes, panel: data_of.Panel) -> None:
 
 
 def frontier_axis(axis: Axes, panel: data_of.Frontier, styles: Mapping[str, Style]) -> None:
-    """Draw one panel of loss against L0, and the values of both that are to be marked."""
+    """Draw one panel of a frontier, and the values of both that are to be marked."""
     for name, rows in panel.rows.items():
-        axis.plot([row["l0"] for row in rows], [row["loss"] for row in rows], label=name, **_series(styles[name]))
+        axis.plot([row[panel.x] for row in rows], [row["loss"] for row in rows], label=name, **_series(styles[name]))
     axis.set(xscale="log", yscale="log")
     mark: dict[str, Any] = {"color": _GREY, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
     for name, value in panel.lines.items():
@@ -258,3 +258,10 @@ def plain_ticks(axis: Any) -> None:
         axis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def pages() -> Any:
+    """Return the module that writes pages; plotly is imported only for them."""
+    from sae_lens_afa.plots import pages
+
+    return pages

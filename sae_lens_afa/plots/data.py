@@ -16,6 +16,7 @@ from sae_lens_afa.files import write_whole
 if TYPE_CHECKING:
     import pandas as pd
 
+Save = str | Path | Sequence[str | Path] | None
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
 BAND_LEVELS = (0.25, 0.5, 1.0)
 # Columns of the norms that a panel draws, rescaled or not.
@@ -94,10 +95,10 @@ def column_of(table: pd.DataFrame, name: str) -> Array:
     return np.asarray(table[name], dtype=np.float64)
 
 
-def architecture_rows(table: pd.DataFrame, name: str) -> list[dict[str, Any]]:
-    """Return the rows of one architecture by rising L0."""
+def architecture_rows(table: pd.DataFrame, name: str, x: str) -> list[dict[str, Any]]:
+    """Return the rows of one architecture by rising `x`."""
     rows: Any = table[table["architecture"] == name]
-    return rows.sort_values("l0").to_dict("records")
+    return rows.sort_values(x).to_dict("records")
 
 
 def layer_title(layer: object) -> str:
@@ -211,19 +212,21 @@ def zf_labels(panels: Sequence[Panel], form: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Frontier:
-    """One panel of loss against L0.
+    """One panel of loss against L0 or samples.
 
     Attributes:
         title: Of the panel.
         rows: Points by architecture.
         lines: Values of L0 to mark, by name.
         level: Loss to mark.
+        x: Column of the rows that is drawn to the right.
     """
 
     title: str
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     lines: Mapping[str, float]
     level: float | None
+    x: str = "l0"
 
 
 def nonfinite_by_architecture(table: pd.DataFrame) -> dict[str, int]:
@@ -269,11 +272,7 @@ def log_density(values: Array, points: int = 160) -> tuple[Array, Array]:
     return 10**grid, density / density.max()
 
 
-def save_all(
-    save: str | Path | Sequence[str | Path] | None,
-    image: Callable[[Path], Any],
-    html: Callable[[Path], Any],
-) -> None:
+def save_all(save: Save, image: Callable[[Path], Any], html: Callable[[Path], Any]) -> None:
     """Write each file whole, by its ending as a picture or as a page."""
     paths = [] if save is None else [Path(save)] if isinstance(save, str | Path) else [Path(path) for path in save]
     for path in paths:

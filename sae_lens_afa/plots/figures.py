@@ -1,29 +1,26 @@
-"""The three plots: matplotlib figures, saved as pictures or, as `save="x.html"`, as pages."""
+"""ZF plot and eps-LBO plot: matplotlib figures, saved as pictures or, as `save="x.html"`, as pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sae_lens_afa.evals.moments import Array
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.loading.names import near
 from sae_lens_afa.plots import axes as axes_of
 from sae_lens_afa.plots import data as data_of
-from sae_lens_afa.plots.styles import BLUE, VERMILION, styles_of
+from sae_lens_afa.plots.data import Save
+from sae_lens_afa.plots.styles import BLUE, VERMILION
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-__all__ = ["eps_lbo_plot", "l0_plot", "zf_plot"]
+__all__ = ["eps_lbo_plot", "zf_plot"]
 
 _NMSE, _LBO = "normalised MSE  ‖z - ẑ‖² / ‖z‖²", "ε-LBO"
-
-Save = str | Path | Sequence[str | Path] | None
 
 
 @axes_of.styled
@@ -85,7 +82,7 @@ def zf_plot(
     axes_of.set_labels(figure, *labels)
     axes_of.legend_above(figure, axes_of.zf_legend(), 4 if columns > 2 else 2, title)
     data_of.save_all(
-        save, figure.savefig, lambda path: _pages().zf(list(panels.values()), titles, labels, form, title, path)
+        save, figure.savefig, lambda path: axes_of.pages().zf(list(panels.values()), titles, labels, form, title, path)
     )
     return figure
 
@@ -151,115 +148,10 @@ def eps_lbo_plot(
         axis.set_xlabel("layer")
     handles = axes_of.violin_legend(ranked=len(names) > 1)
     axes_of.legend_above(figure, handles, 5 if len(names) > 3 else 3, title)
-    data_of.save_all(save, figure.savefig, lambda path: _pages().half_violins(groups, lbo, (_NMSE, _LBO), title, path))
+    data_of.save_all(
+        save, figure.savefig, lambda path: axes_of.pages().half_violins(groups, lbo, (_NMSE, _LBO), title, path)
+    )
     return figure
-
-
-@axes_of.styled
-def l0_plot(
-    data: Mapping[str, Sequence[AFAResult]] | pd.DataFrame,
-    *,
-    loss: str = "nmse_mean",
-    loss_label: str | None = None,
-    d_in: int | None = None,
-    lines: Mapping[str, Mapping[str, float]] | None = None,
-    levels: Mapping[str, float] | None = None,
-    title: str | None = None,
-    save: Save = None,
-) -> Figure:
-    """Draw loss against L0 with a line per architecture: what is lost at how many active features.
-
-    An architecture has the same colour and marker in every plot.
-
-    Args:
-        data: A table with the columns `architecture`, `l0` and `loss` (and `layer` for panels, `label` for the
-            hover text, `n_nonfinite` for tokens that are in neither of the two), a row per SAE; or results by
-            architecture.
-        loss: The metric of `AFAResult` that is the loss; a table has its own.
-        loss_label: Label of the loss axis; the metric's name if None.
-        d_in: Draw a line there: a code with more active features than dimensions is not sparse.
-        lines: Further values of L0 to mark with their names, by layer: {"6": {"true L0": 12.0}}; "" where the data
-            has no layers.
-        levels: A loss to draw a level line at, by layer.
-        title: Above the figure.
-        save: As for `zf_plot`.
-
-    Raises:
-        TypeError: `data` is none of these.
-        ValueError: no such column or metric, nothing to plot, or `save` ends in something else.
-
-    Example:
-        >>> import torch
-        >>> import sae_lens_afa as afa
-        >>> sae = afa.TopAFASAE(afa.TopAFASAEConfig(d_in=8, d_sae=16))
-        >>> result = afa.evaluate_activations(sae, torch.randn(50, 8))
-        >>> figure = afa.plots.l0_plot({"top_afa": [result]}, loss="nmse_median", d_in=8)
-        >>> figure.get_supylabel()
-        'nmse_median'
-    """
-    table = _frontier(data, loss)
-    by_layer = list(table.groupby("layer", sort=False)) if "layer" in table.columns else [("", table)]
-    panels = [
-        data_of.Frontier(
-            data_of.layer_title(layer),
-            {name: data_of.architecture_rows(part, name) for name in dict.fromkeys(table["architecture"])},
-            {**({} if d_in is None else {f"d_in = {d_in}": d_in}), **(lines or {}).get(str(layer), {})},
-            (levels or {}).get(str(layer)),
-        )
-        for layer, part in by_layer
-    ]
-    labels = ("active features per token (L0)", loss_label or (loss if isinstance(data, Mapping) else "loss"))
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    figure, axes = axes_of.figure(rows, columns, (3.1 * columns + 1.0, 3.0 * rows + 0.4), sharey=True)
-    styles = styles_of(table["architecture"])
-    for axis, panel in zip(axes, panels, strict=False):
-        axes_of.frontier_axis(axis, panel, styles)
-    for axis in axes[len(panels) :]:
-        axis.set_visible(False)
-    axes_of.set_panel_titles(figure, [(axis, p.title) for axis, p in zip(axes, panels, strict=False)], 2.9)
-    axes_of.set_labels(figure, *labels)
-    axes_of.legend_beside(figure, axes_of.frontier_legend(styles, data_of.nonfinite_by_architecture(table)), title)
-    data_of.save_all(save, figure.savefig, lambda path: _pages().frontier(panels, styles, table, labels, title, path))
-    return figure
-
-
-def _frontier(data: object, loss: str) -> pd.DataFrame:
-    """Return rows with architecture, l0 and loss."""
-    import pandas as pd
-
-    if isinstance(data, pd.DataFrame):
-        table = data
-    elif isinstance(data, Mapping):
-        table = pd.DataFrame(
-            {
-                "architecture": str(name),
-                "l0": result.l0_mean,
-                "loss": result.to_dict()[loss],
-                "n_nonfinite": result.n_nonfinite,
-            }
-            for name, results in data.items()
-            for result in _listed(name, results, loss)
-        )
-    else:
-        raise TypeError(f"expected a mapping of architecture -> results or a DataFrame, got {type(data).__name__}.")
-    if missing := [name for name in ("architecture", "l0", "loss") if name not in table.columns]:
-        raise ValueError(f"nothing to plot: the table has no columns {missing}, only {list(table.columns)}.")
-    table = table.dropna(subset=["l0", "loss"])
-    if len(table) == 0:
-        raise ValueError("nothing to plot: no row has both an L0 and a loss.")
-    return table
-
-
-def _listed(name: object, results: object, loss: str) -> Sequence[AFAResult]:
-    """Return the results of an architecture, or say what is there in place of them."""
-    if not isinstance(results, Sequence) or not all(isinstance(result, AFAResult) for result in results):
-        kind = type(results).__name__
-        raise TypeError(f"expected a list of AFAResult for each architecture, got for {name!r}: {kind}.")
-    for result in results:
-        if loss not in (known := result.to_dict()):
-            raise ValueError(f"loss must be a metric of AFAResult, got {loss!r}{near(loss, known)}.")
-    return results
 
 
 def _positive(table: pd.DataFrame, column: str) -> Array:
@@ -269,10 +161,3 @@ def _positive(table: pd.DataFrame, column: str) -> Array:
     if not (values > 0).any():
         raise ValueError(f"nothing to plot: no value of {column!r} is above 0.")
     return np.maximum(values, values[values > 0].min())
-
-
-def _pages() -> Any:
-    """Return the module that writes pages; plotly is imported only for them."""
-    from sae_lens_afa.plots import pages
-
-    return pages

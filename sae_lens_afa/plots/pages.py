@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _DASHES = {0.25: "dash", 0.5: "dashdot", 1.0: "dot"}
 _MAX_VIOLIN_TOKENS = 2000
 _GREY = "#777"
+_NAMES = {"l0": "L0", "samples": "samples"}
 # Pixels of a line of a title, and characters of the page's for each 100 pixels.
 _TITLE_LINE, _PANEL_TITLE_LINE, _TITLE_CHARACTERS = 22, 20, 11
 # Least width of a page that is as wide as its window.
@@ -139,7 +140,7 @@ def frontier(
     title: str | None,
     path: Path,
 ) -> None:
-    """Write loss against L0."""
+    """Write a frontier."""
     n_nonfinite = nonfinite_by_architecture(table)
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -152,11 +153,12 @@ def frontier(
         for name, style in styles.items():
             line = panel.rows[name]
             text = [
-                f"{escape(str(row.get('label', '')))}<br>L0 {row['l0']:.4g}<br>loss {row['loss']:.4g}" for row in line
+                f"{escape(str(row.get('label', '')))}<br>{panel.x} {row[panel.x]:.4g}<br>loss {row['loss']:.4g}"
+                for row in line
             ]
             figure.add_trace(
                 go.Scatter(
-                    x=[row["l0"] for row in line], y=[row["loss"] for row in line],
+                    x=[row[panel.x] for row in line], y=[row["loss"] for row in line],
                     name="<br>".join(filter(None, (escape(name), left_out(n_nonfinite.get(name, 0))))),
                     legendgroup=name, showlegend=i == 0, text=text, hoverinfo="text+name", mode="lines+markers",
                     line={"color": style.color, "dash": "dash" if style.dashed else "solid"},

@@ -40,3 +40,17 @@ def test_other_text_is_refused_with_the_form_that_is_expected(text):
 def test_what_cannot_be_trained_is_refused_first(arm, message):
     with pytest.raises(ValueError, match=message):
         check_runs(arm.runs(), 8, 16)
+
+
+def test_an_arm_may_have_learning_rates_of_its_own():
+    arm = Arm.parse("topk:k=4,8;lr=[0.001, 0.01]")
+    assert arm == Arm("topk", "k", (4, 8), rates=(0.001, 0.01))
+    assert [(run.value, run.lr) for run in arm.runs(rates=(1.0,))] == [(4, 0.001), (8, 0.001), (4, 0.01), (8, 0.01)]
+    assert [run.lr for run in Arm("topk", "k", (4,)).runs(rates=(1.0, 2.0))] == [1.0, 2.0]
+
+
+def test_settings_that_count_steps_change_with_a_budget_where_an_arm_says_for_which_they_are():
+    settings = {"growth_steps": 1000, "threshold_scale": 1.0}
+    given, scaled = (Arm("afa_pursuit", "norm_floor", (0.1,), settings, at_steps=at) for at in (None, 2500))
+    assert given.runs(5000)[0].settings == settings
+    assert scaled.runs(5000)[0].settings == {"growth_steps": 2000, "threshold_scale": 1.0}

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
 from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
-from sae_lens_afa.experiments.ground_truth import PRESETS, GroundTruthSweep, made, samples
+from sae_lens_afa.experiments.ground_truth import PRESETS, GroundTruthSweep
+from sae_lens_afa.experiments.kept_worlds import fresh_batches, made
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, measure
 from sae_lens_afa.experiments.report import report_text
 from sae_lens_afa.experiments.rows import measured_row
@@ -67,7 +68,7 @@ def test_the_report_has_every_setting_and_the_command(finished):
     text = (finished.folder / "report.md").read_text()
     for part in (
         "sae-lens-afa sweep ...", "6 runs, 0 of them failed", "Best of each grid: highest mean MCC", "Welch's test",
-        "## The whole grid", "dead after 5 steps", "4 times as long", "torch ",
+        "## The whole grid", "The training is 4 times as long", "torch ",
     ):  # fmt: skip
         assert part in text
     grid = text.partition("## The whole grid")[2].partition("## Settings")[0]
@@ -83,7 +84,7 @@ def test_the_report_has_every_setting_and_the_command(finished):
 def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
     sweep = undrawn(ground_truth_sweep("tiny"))
     assert run_sweep(sweep, tmp_path / "out", progress=False, max_groups=1) is None
-    first = tmp_path / "out" / "runs" / "tiny-seed0.json"
+    first = tmp_path / "out" / "runs" / "tiny-seed0-20-steps.json"
     before = first.stat().st_mtime_ns
 
     def killed(steps: int) -> None:
@@ -91,7 +92,7 @@ def test_a_sweep_that_was_stopped_goes_on_and_ends_the_same(finished, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         sweep.run_group(sweep.groups()[1], killed)
-    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["tiny-seed0.json"]
+    assert [path.name for path in (tmp_path / "out" / "runs").iterdir()] == ["tiny-seed0-20-steps.json"]
     result = run_sweep(sweep, tmp_path / "out", progress=False)
     assert first.stat().st_mtime_ns == before
     assert result.rows == finished.rows
@@ -128,7 +129,7 @@ def test_runs_that_fail_are_shown_and_not_dropped(tmp_path, capsys):
     assert table["status"].str.startswith("failed: step ").sum() == 2
     text = (tmp_path / "out" / "report.md").read_text()
     assert "4 runs, 2 of them failed" in text
-    assert text.partition("## Failures")[2].count("- tiny, topk k=1, seed") == 2
+    assert text.partition("## Failures")[2].count("- tiny, topk k=1, 40 steps, lr 0.01, seed") == 2
     assert "No setting qualifies of: topk (tiny)." in text
     assert "failed: step" in capsys.readouterr().out
 
@@ -196,11 +197,10 @@ def test_the_pages_have_the_lines_of_their_pictures(finished):
 
 
 def test_the_data_depends_on_the_seed_only():
-    model = made("tiny")
-    first = next(samples(model, 8, 1))
+    first = next(fresh_batches("tiny", 8, 1))
     torch.rand(3)
-    assert torch.equal(first, next(samples(model, 8, 1)))
-    assert not torch.equal(first, next(samples(model, 8, 2)))
+    assert torch.equal(first, next(fresh_batches("tiny", 8, 1)))
+    assert not torch.equal(first, next(fresh_batches("tiny", 8, 2)))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_what_is_wrong_is_said_before_anything_is_trained(options, message):
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_whole_files_and_the_next_one_goes_on(finished, tmp_path, client):
-    first = tmp_path / "out" / "runs" / "tiny-seed0.json"
+    first = tmp_path / "out" / "runs" / "tiny-seed0-20-steps.json"
     script = f"""
 import os, signal, threading, time
 from pathlib import Path
@@ -288,15 +288,16 @@ def test_presets_train_many_times_the_window_in_which_latents_die():
 
 def test_another_number_of_steps_changes_all_that_is_counted_in_steps():
     base, longer = ground_truth_sweep("quick"), ground_truth_sweep("quick", steps=3000)
-    assert longer.training == base.training.with_steps(3000)
-    starts = [[arm.settings.get("feature_choice_start_step") for arm in sweep.arms] for sweep in (base, longer)]
+    assert longer.training_of(longer.groups()[0]) == base.training.with_steps(3000)
+    starts = [[run.settings.get("feature_choice_start_step") for run in sweep.runs()] for sweep in (base, longer)]
     assert [start and 3 * start for start in starts[0]] == starts[1]
     assert any(starts[0])
-    assert ground_truth_sweep("quick", lr=0.01).training == replace(base.training, lr=0.01)
+    assert {run.lr for run in ground_truth_sweep("quick", lr=0.01).runs()} == {0.01}
     with pytest.raises(ValueError, match="lr must be a finite number > 0, got 0"):
         ground_truth_sweep("quick", lr=0)
     given = Arm("feature_choice", "k", (3,), {"feature_choice_start_step": 7})
-    assert ground_truth_sweep("quick", steps=3000, arms=[given]).arms == (given,)
+    (run,) = ground_truth_sweep("quick", steps=3000, arms=[given]).runs()
+    assert run.settings == given.settings
 
 
 def test_the_command_runs_refuses_other_settings_and_says_how_to_go_on(tmp_path, monkeypatch):
@@ -306,8 +307,8 @@ def test_the_command_runs_refuses_other_settings_and_says_how_to_go_on(tmp_path,
     assert result.exit_code == 0, result.output
     assert "3 runs" in result.output
     assert "report.md" in result.output
-    again = CliRunner().invoke(app, [*args, "--steps", "30"])
-    assert "holds a sweep with other settings: training.steps is 20 there and 30 here" in str(again.exception)
+    again = CliRunner().invoke(app, [*args, "--pool", "500"])
+    assert "holds a sweep with other settings: pool is null there and 500 here" in str(again.exception)
 
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
@@ -316,3 +317,25 @@ def test_the_command_runs_refuses_other_settings_and_says_how_to_go_on(tmp_path,
     stopped = CliRunner().invoke(app, args)
     assert stopped.exit_code == 130
     assert "the same command goes on" in stopped.output
+
+
+def test_several_budgets_and_rates_grow_in_one_folder_and_are_drawn(tmp_path):
+    arms = [Arm("topk", "k", (2,)), Arm("batchtopk", "k", (2,), rates=(0.004,))]
+    short = ground_truth_sweep("tiny", seeds=[0], arms=arms, steps=10, lr=0.01)
+    first = run_sweep(undrawn(short), tmp_path / "out", progress=False)
+    assert first.rows == run_sweep(undrawn(replace(short, budgets=(10,))), tmp_path / "out", progress=False).rows
+    longer = ground_truth_sweep("tiny", seeds=[0], arms=arms, steps=[10, 40], lr=[0.01, 0.02])
+    result = run_sweep(longer, tmp_path / "out", progress=False)
+    assert [(row["label"], row["steps"], row["lr"]) for row in result.rows] == [
+        (label, steps, lr) for steps in (10, 40) for label, lr in (("topk", 0.01), ("topk", 0.02), ("batchtopk", 0.004))
+    ]
+    assert all(row in result.rows for row in first.rows)
+    assert len({row["mcc"] for row in result.rows}) == 6
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "![samples_mcc](samples_mcc.png)" in text
+    assert "10 or 40 steps of 32 tokens, Adam with learning rate 0.01 or 0.02" in text
+    assert "| SAE | steps | tiny |" in text
+    assert "samples 1280" in (tmp_path / "out" / "samples_mcc.html").read_text()
+    one = ground_truth_sweep("tiny", seeds=[0], arms=arms[:1], steps=40, lr=0.02)
+    (alone,) = run_sweep(undrawn(one), tmp_path / "alone", progress=False).rows
+    assert alone in result.rows

@@ -87,7 +87,7 @@ def test_a_sweep_may_grow(tmp_path):
 
 def test_a_folder_of_an_older_version_is_refused_in_one_line(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"format": 2, **SETTINGS}))
-    with pytest.raises(ValueError, match="written by a version that named metrics in another way") as error:
+    with pytest.raises(ValueError, match="written by another version of this package") as error:
         ResultFolder(tmp_path, SETTINGS)
     assert "\n" not in str(error.value)
 

@@ -9,17 +9,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import betainc
 
-from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, p_values, summarise, welch
-from sae_lens_afa.experiments.tables import best_table
+from sae_lens_afa.experiments.statistics import (
+    OK,
+    Criterion,
+    best_of_grids,
+    best_rates,
+    p_values,
+    summarise,
+    varying,
+    welch,
+)  # fmt: skip
+from sae_lens_afa.experiments.tables import best_table, summary_table
 
 HIGH = Criterion("mcc", "MCC", True)
 LOW = Criterion("mse", "MSE", False)
 
 
-def row(label="a", value=1.0, seed=0, status=OK, stream="s", **metrics):
+def row(label="a", value=1.0, seed=0, status=OK, stream="s", steps=9, lr=0.1, **metrics):
     return {
         "stream": stream, "label": label, "hyperparameter": "k", "value": value, "seed": seed, "status": status,
-        **metrics,
+        "steps": steps, "lr": lr, **metrics,
     }  # fmt: skip
 
 
@@ -81,9 +90,30 @@ def test_the_best_arm_of_each_stream_is_tested_against_the_others():
         for seed in range(3)
     ]
     p = p_values(best_of_grids(summarise(rows), HIGH), HIGH)
-    assert set(p) == {("s", "a"), ("s", "c"), ("t", "a"), ("t", "c")}
-    assert p["s", "c"] == pytest.approx(welch([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])[2])
-    assert p["s", "a"] < p["s", "c"] < 1e-5
+    assert set(p) == {("s", "a", 9), ("s", "c", 9), ("t", "a", 9), ("t", "c", 9)}
+    assert p["s", "c", 9] == pytest.approx(welch([0.9, 0.91, 0.92], [0.5, 0.51, 0.52])[2])
+    assert p["s", "a", 9] < p["s", "c", 9] < 1e-5
+
+
+def test_each_budget_has_its_best_setting_and_learning_rate():
+    rows = [
+        row("a", value, seed, steps=steps, lr=lr, mcc=mcc + 0.01 * seed, l0_mean=2.0)
+        for steps, value, lr, mcc in ((9, 1, 0.1, 0.3), (9, 1, 0.2, 0.4), (9, 2, 0.2, 0.1), (90, 1, 0.1, 0.7))
+        for seed in range(2)
+    ]
+    summaries = summarise(rows)
+    assert varying(summaries) == ("steps", "lr")
+    assert [(s.steps, s.value, s.lr) for s in best_of_grids(summaries, HIGH)] == [(9, 1, 0.2), (90, 1, 0.1)]
+    assert [(s.steps, s.value, s.lr) for s in best_rates(summaries, HIGH)] == [(9, 1, 0.2), (9, 2, 0.2), (90, 1, 0.1)]
+    assert best_table(best_of_grids(summaries, HIGH), HIGH).splitlines() == [
+        "| SAE | steps | s |",
+        "| --- | --- | --- |",
+        "| a | 9 | 0.405 ± 7.07e-03 (1; lr 0.2; L0 2.000) |",
+        "| a | 90 | 0.705 ± 7.07e-03 (1; lr 0.1; L0 2.000) |",
+    ]
+    header, _, first, *_ = summary_table(summaries, ["mcc"]).splitlines()
+    assert header == "| data | SAE | setting | steps | lr | seeds | MCC |"
+    assert first == "| s | a | k=1 | 9 | 0.1 | 2 | 0.305 ± 7.07e-03 |"
 
 
 def test_at_a_glance_there_is_a_column_for_each_data_set():
