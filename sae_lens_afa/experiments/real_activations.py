@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Bool
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+from typing_extensions import override
 
 from sae_lens_afa.experiments.arms import Arm
+from sae_lens_afa.experiments.concepts import CONCEPTS, concept_f1, concept_labels
 from sae_lens_afa.experiments.file_sweep import ActivationsSweep
+from sae_lens_afa.experiments.measures import inference_sae, standardised
 from sae_lens_afa.experiments.model_sweep import CE_PLOT, LanguageModelSweep
 from sae_lens_afa.experiments.presets import Several, changed, preset_arms
 from sae_lens_afa.experiments.side_by_side import Training
 from sae_lens_afa.experiments.sweep import Plot, Sweep
-from sae_lens_afa.experiments.text_source import TextSource
+from sae_lens_afa.experiments.text_source import HeldOut, TextSource
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoActivationsSweep(LanguageModelSweep):
-    """SAEs on a layer of the bundled model; explained variance and cross-entropy are drawn."""
+    """SAEs on a layer of the bundled model; explained variance, cross-entropy and single concepts are drawn."""
 
     title: str = "SAEs on activations of the bundled model"
     source: TextSource = field(default_factory=TextSource)
@@ -26,11 +37,35 @@ class DemoActivationsSweep(LanguageModelSweep):
     d_in: int = 192
     d_sae: int = 768
 
-    plots = (Plot("explained_variance", "1 - explained variance", complement=True), CE_PLOT)
+    plots = (
+        Plot("explained_variance", "1 - explained variance", complement=True),
+        CE_PLOT,
+        Plot("concept_f1", "1 - F1 of concepts", complement=True),
+    )
     key_metrics = (
-        "l0_mean", "explained_variance", "ce_loss_with_sae", "ce_loss_score", "dead_latents", "shrinkage",
-        "norm_ratio_median",
+        "l0_mean", "explained_variance", "ce_loss_with_sae", "ce_loss_score", "concept_f1", "dead_latents",
+        "shrinkage", "norm_ratio_median",
     )  # fmt: skip
+
+    @override
+    def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
+        sae = inference_sae(trained, device=self.device)
+        of_concepts = concept_f1(sae, standardised(test.activations[hook]), _labels(model, test))
+        mean = {"concept_f1": fmean(of_concepts.values())} if of_concepts else {}
+        return {**super()._measure(trained, hook, model, test), **mean, "concepts": of_concepts}
+
+    @override
+    def notes(self) -> list[str]:
+        return [
+            *super().notes(),
+            f"F1 of concepts: {', '.join(CONCEPTS)}. For each the latent and level that detect it best on half of the"
+            " held-out tokens, judged on the other half; the mean over them.",
+        ]
+
+
+def _labels(model: HookedRootModule, test: HeldOut) -> Bool[Tensor, "concepts tokens"]:
+    tokenizer: Any = model.tokenizer
+    return concept_labels(test.prompts, tokenizer.decode)
 
 
 PRESETS = {

@@ -15,6 +15,7 @@ _OWN = (
     Metric(name="dead_latents", heading="dead"),
     Metric(name="shrinkage", heading="shrinkage"),
     Metric(name="l0_empty", heading="L0 without features"),
+    Metric(name="concept_f1", heading="F1 of concepts"),
     Metric(name="mdl_bits", heading="MDL bits"),
 )
 
