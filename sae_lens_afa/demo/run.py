@@ -20,10 +20,10 @@ from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.reports import EvalReport, check_evaluation, evaluate_saes
 from sae_lens_afa.runner import InterruptibleTrainingRunner
-from sae_lens_afa.saes.afa_threshold_sae import AFAThresholdTrainingSAEConfig
+from sae_lens_afa.saes.afa_pursuit_sae import AFAPursuitTrainingSAEConfig
 from sae_lens_afa.saes.top_afa_sae import TopAFATrainingSAEConfig
 
-TRAINED = ("top_afa", "afa_threshold")  # in this order
+TRAINED = ("top_afa", "afa_pursuit")  # in this order
 HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN, D_SAE, CONTEXT, BATCH = 192, 16 * 192, 128, 2048
 _CROSS_ENTROPY_TOKENS = 16_384  # of the held-out ones: three passes of the language model for each SAE
@@ -35,12 +35,12 @@ def folder_of(output: Path, architecture: str) -> Path:
 
 
 def demo_folders(output: str | Path = "runs/demo") -> list[Path]:
-    """Return where the demo's SAEs are: first top_afa, then afa_threshold.
+    """Return where the demo's SAEs are: first top_afa, then afa_pursuit.
 
     Example:
         >>> import sae_lens_afa as afa
         >>> [folder.name for folder in afa.demo.demo_folders("runs/demo")]
-        ['demo', 'demo-afa_threshold']
+        ['demo', 'demo-afa_pursuit']
     """
     return [folder_of(Path(output), architecture) for architecture in TRAINED]
 
@@ -79,8 +79,8 @@ def demo_config(
 def _sae_config(architecture: str, steps: int) -> TrainingSAEConfig:
     if architecture == "top_afa":
         return TopAFATrainingSAEConfig(d_in=D_IN, d_sae=D_SAE)
-    # A warm-up that fits so short a run.
-    return AFAThresholdTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, threshold_warm_up_steps=steps // 2)
+    # A growth that fits so short a run.
+    return AFAPursuitTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, growth_steps=steps // 3)
 
 
 def run_demo(
@@ -93,10 +93,10 @@ def run_demo(
     resume_from_checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> EvalReport:
-    """Train a top_afa and an afa_threshold SAE on the bundled model and text, save them, and evaluate them.
+    """Train a top_afa and an afa_pursuit SAE on the bundled model and text, save them, and evaluate them.
 
     Args:
-        output: Folder for the top_afa SAE; the other one's has "-afa_threshold" after its name, that of the evaluation
+        output: Folder for the top_afa SAE; the other one's has "-afa_pursuit" after its name, that of the evaluation
             "-eval". Each is written when it is complete, never in part.
         tokens: Training tokens of each, at least one batch of 2,048.
         eval_tokens: Held-out tokens to evaluate on; there are 49,152.
@@ -117,7 +117,7 @@ def run_demo(
     Example:
         >>> import sae_lens_afa as afa
         >>> report = afa.demo.run_demo("runs/demo", tokens=20_480)  # doctest: +SKIP
-        >>> report.results["afa_threshold"].l0_mean  # doctest: +SKIP
+        >>> report.results["afa_pursuit"].l0_mean  # doctest: +SKIP
     """
     output = Path(output)
     first = 0 if resume_from_checkpoint is None else _index_of(Path(resume_from_checkpoint))

@@ -1,4 +1,4 @@
-"""Do single latents stand for things that a reader sees? Twenty concepts of the bundled text, and the best F1 of each."""
+"""Do single latents stand for what a reader sees? Twenty concepts of the bundled text, and the best F1 of each."""
 
 from __future__ import annotations
 

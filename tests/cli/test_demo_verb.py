@@ -23,18 +23,18 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     assert done.code == 0, done.stderr
     stages = re.findall(r"^\[(\d)/4\] (\w+)(?: SAE (\d of \d), (\w+))?", done.stderr, re.MULTILINE)
     assert stages == [
-        ("1", "load", "", ""), ("2", "train", "1 of 2", "top_afa"), ("3", "train", "2 of 2", "afa_threshold"),
+        ("1", "load", "", ""), ("2", "train", "1 of 2", "top_afa"), ("3", "train", "2 of 2", "afa_pursuit"),
         ("4", "evaluate", "", ""),
     ]  # fmt: skip
     assert re.search(r"256/256 \[", done.stderr), "the evaluation has a bar"
-    assert re.search(r"top_afa +afa_threshold", done.stdout), "side by side"
+    assert re.search(r"top_afa +afa_pursuit", done.stdout), "side by side"
     for row in ("L0", "explained variance", "with the SAE in place", "||f|| / ||z||"):
         assert row in done.stdout
     judged = json.loads((tmp_path / "runs/demo-eval/metrics.json").read_text())
     assert judged["settings"]["model"] == "kjv_gpt2"
     assert judged["settings"]["dataset"] == "King James Bible, held-out chapters"
     results = {name: sae["metrics"] for name, sae in judged["saes"].items()}
-    assert list(results) == ["top_afa", "afa_threshold"]
+    assert list(results) == ["top_afa", "afa_pursuit"]
     for name, result in results.items():
         assert result["n_tokens"] == 256
         assert result["explained_variance"] < 1
@@ -48,15 +48,15 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     names: dict[str, Any] = {}
     exec(snippet, names)
     assert names["sae"].cfg.d_sae == 3072
-    assert SAE.load_from_disk(tmp_path / "runs/demo-afa_threshold").cfg.architecture() == "afa_threshold"
+    assert SAE.load_from_disk(tmp_path / "runs/demo-afa_pursuit").cfg.architecture() == "afa_pursuit"
 
-    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_threshold", "demo-eval"]
+    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_pursuit", "demo-eval"]
     assert "pass --overwrite" in run("demo", *SIZES).error
 
 
 @pytest.mark.slow
 def test_another_demo_replaces_the_first_on_request(tmp_path, run):
-    before = {"demo": "cfg.json", "demo-afa_threshold": "cfg.json", "demo-eval": "metrics.json"}
+    before = {"demo": "cfg.json", "demo-afa_pursuit": "cfg.json", "demo-eval": "metrics.json"}
     for folder, file in before.items():
         (tmp_path / "runs" / folder).mkdir(parents=True)
         for name in (file, "of the first"):

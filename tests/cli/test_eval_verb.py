@@ -28,7 +28,7 @@ def test_eval_judges_the_demo_s_sae_and_plot_redraws(tmp_path, run):
 def test_the_demo_s_saes_are_the_default(tmp_path, run):
     assert "there is no demo SAE in runs/demo: run `sae-lens-afa demo` first" in run("eval", "--demo").error
     judged = tmp_path / "runs" / "eval" / "metrics.json"
-    for name, found in (("demo", ["demo"]), ("demo-afa_threshold", ["demo", "demo-afa_threshold"])):
+    for name, found in (("demo", ["demo"]), ("demo-afa_pursuit", ["demo", "demo-afa_pursuit"])):
         save_untrained(tmp_path / "runs" / name)
         done = run("eval", "--demo", "--tokens", "64", "--overwrite")
         assert done.code == 0, done.stderr

@@ -70,9 +70,9 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_gpt2_folder(tmp_path)
 
 
-def test_the_shortest_run_has_a_warm_up_that_ends():
-    cfg = demo_config(Path("out"), 2048, "cpu", "afa_threshold")
-    assert cfg.sae.threshold_warm_up_steps == 0
+def test_the_shortest_run_has_a_growth_that_ends():
+    cfg = demo_config(Path("out"), 2048, "cpu", "afa_pursuit")
+    assert cfg.sae.growth_steps == 0
 
 
 def untrained(scale: float = 1.0) -> TopAFATrainingSAE:
@@ -117,8 +117,8 @@ def test_run_demo_refuses_before_it_loads_anything(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileExistsError, match="not a folder"):
         run_demo(tmp_path / "file")
-    (tmp_path / "out-afa_threshold").mkdir()
-    with pytest.raises(FileExistsError, match="out-afa_threshold exists; pass "):
+    (tmp_path / "out-afa_pursuit").mkdir()
+    with pytest.raises(FileExistsError, match="out-afa_pursuit exists; pass "):
         run_demo(tmp_path / "out")
     (tmp_path / "judged-eval").mkdir()
     with pytest.raises(FileExistsError, match="judged-eval exists; pass "):
@@ -127,7 +127,7 @@ def test_run_demo_refuses_before_it_loads_anything(tmp_path):
 
 def test_a_checkpoint_of_the_second_sae_needs_the_first(tmp_path):
     (tmp_path / "checkpoint").mkdir()
-    (tmp_path / "checkpoint" / "cfg.json").write_text(json.dumps({"architecture": "afa_threshold"}))
+    (tmp_path / "checkpoint" / "cfg.json").write_text(json.dumps({"architecture": "afa_pursuit"}))
     with pytest.raises(FileNotFoundError, match=r"the demo's top_afa SAE, .* is not in .*out: give output as before"):
         run_demo(tmp_path / "out", resume_from_checkpoint=tmp_path / "checkpoint")
 
