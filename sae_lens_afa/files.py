@@ -23,6 +23,12 @@ RUNNER_CFG_FILENAME = "runner_cfg.json"
 ACTIVATION_SCALER_CFG_FILENAME = "activation_scaler.json"
 
 
+def cache_folder() -> Path:
+    """Return the folder of what can be made again: $SAE_LENS_AFA_CACHE, or sae-lens-afa in the user's cache."""
+    own = os.environ.get("SAE_LENS_AFA_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-lens-afa"
+
+
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a file beside `path` and move it into place, so that there is never half a file."""
     # The ending stays: writers tell the format by it.

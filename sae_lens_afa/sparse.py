@@ -13,13 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_afa._memory import empty
-from sae_lens_afa.selection._backends import backend_for
-
-# Density up to which the list is faster than the matmuls, and the size from which it is worth compiling for.
-# Measured at d_in 768, d_sae 12288, 512 tokens (benchmarks/results): decoding breaks even near 0.27, the gradients
-# near 0.45.
-MAX_DENSITY = 0.25
-MIN_SIZE = 1 << 18
 
 
 class ActiveFeatures(NamedTuple):
@@ -38,20 +31,8 @@ class StepGradients(NamedTuple):
     sums: Float[Tensor, " d_sae"]
 
 
-def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | None:
-    """List the active entries of a batch of codes; None where the dense matmuls are faster, or all there is.
-
-    That is: the codes are dense or few, on an accelerator (where asking how many are active would wait for it), of
-    another type than float32 or float64, or numba is not there or not wanted (SAE_LENS_AFA_BACKEND).
-    """
-    if (
-        codes.device.type != "cpu"
-        or codes.dtype not in (torch.float32, torch.float64)
-        or codes.numel() < MIN_SIZE
-        or torch.compiler.is_compiling()
-        or backend_for(codes.device) != "numba"
-    ):
-        return None
+def active_features(codes: Float[Tensor, "tokens d_sae"], max_density: float = 1.0) -> ActiveFeatures | None:
+    """List the active entries of a batch of codes on the CPU; None if more than that share of all is active."""
     from sae_lens_afa.kernels import active as kernels  # imports numba
     from sae_lens_afa.kernels.compiled import in_threads
 
@@ -65,7 +46,7 @@ def active_features(codes: Float[Tensor, "tokens d_sae"]) -> ActiveFeatures | No
     offsets = torch.zeros(len(codes) + 1, dtype=torch.int64)
     torch.cumsum(counts, 0, out=offsets[1:])
     n_active = int(offsets[-1])
-    if n_active > MAX_DENSITY * codes.numel():
+    if n_active > max_density * codes.numel():
         return None
     features = torch.empty(n_active, dtype=torch.int64)
     values = torch.empty(n_active, dtype=codes.dtype)

@@ -25,6 +25,7 @@ ORDER = (
     "plots",
     "evals",
     "saes",
+    "crossover",
     "selection sparse",
     "loading functional kernels",
     "_support",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -20,17 +19,12 @@ from tqdm.auto import tqdm
 
 from sae_lens_afa.experiments.side_by_side import OwnRandom, own_generator
 from sae_lens_afa.experiments.worlds import WORLDS
+from sae_lens_afa.files import cache_folder
 
 if TYPE_CHECKING:
     from sae_lens.synthetic import SyntheticModel
 
 _BATCH = 4096
-
-
-def cache_folder() -> Path:
-    """Return the folder of what can be made again: $SAE_LENS_AFA_CACHE, or sae-lens-afa in the user's cache."""
-    own = os.environ.get("SAE_LENS_AFA_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae-lens-afa"
 
 
 @lru_cache

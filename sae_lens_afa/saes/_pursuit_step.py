@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sae_lens_afa import sparse
+from sae_lens_afa.crossover import listed_where_faster
 from sae_lens_afa.saes._step import StepCode, in_full_precision
 from sae_lens_afa.selection import PursuitRule, fit_gradients, pursue
 
@@ -45,7 +46,7 @@ class _PursuitStep(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         codes = pursue(x_centered, W_dec, hidden_pre, rule, typical_norm)
-        active = sparse.active_features(codes.reshape(-1, codes.shape[-1]))
+        active = listed_where_faster(codes.reshape(-1, codes.shape[-1]), "step")
         decoded = codes @ W_dec if active is None else sparse.decode(active, W_dec).reshape(x_centered.shape)
         ctx.save_for_backward(x_centered, W_dec, codes, *(active or ()))
         return codes, decoded

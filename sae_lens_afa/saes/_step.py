@@ -21,6 +21,7 @@ from transformer_lens.hook_points import HookPoint
 
 from sae_lens_afa import sparse
 from sae_lens_afa._memory import empty, in_shape
+from sae_lens_afa.crossover import listed_where_faster
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -84,7 +85,7 @@ def times_decoder(feature_acts: Float[Tensor, "*tokens d_sae"], W_dec: Float[Ten
     """Multiply: feature_acts @ W_dec; where no gradient is asked for, only the active features are looked at."""
     if not (torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)):
         rows = feature_acts.reshape(-1, feature_acts.shape[-1])
-        active = sparse.active_features(rows) if feature_acts.dtype == W_dec.dtype else None
+        active = listed_where_faster(rows, "decode") if feature_acts.dtype == W_dec.dtype else None
         if active is not None:
             return sparse.decode(active, W_dec).view(*feature_acts.shape[:-1], W_dec.shape[1])
     return feature_acts @ W_dec
@@ -157,7 +158,7 @@ class _FusedStep(torch.autograd.Function):
         hidden_pre = _matmul(x_centered, W_enc)
         feature_acts = rule.select(hidden_pre, norm, norms)
         # The gradient of x needs that of every pre-activation.
-        active = None if ctx.needs_input_grad[0] else sparse.active_features(feature_acts)
+        active = None if ctx.needs_input_grad[0] else listed_where_faster(feature_acts, "step")
         decoded = _matmul(feature_acts, W_dec) if active is None else sparse.decode(active, W_dec)
         outputs = [in_shape(t, (*leading, t.shape[-1])) for t in (feature_acts, hidden_pre, decoded)]
         # What is returned is what is saved, so that an edit in between is an error of torch's and no wrong gradient.

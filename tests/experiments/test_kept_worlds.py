@@ -10,9 +10,10 @@ import torch
 
 from sae_lens_afa.experiments import ground_truth_sweep, run_sweep
 from sae_lens_afa.experiments.arms import Arm
-from sae_lens_afa.experiments.kept_worlds import cache_folder, made, pooled_batches
+from sae_lens_afa.experiments.kept_worlds import made, pooled_batches
 from sae_lens_afa.experiments.side_by_side import OwnRandom
 from sae_lens_afa.experiments.worlds import WORLDS, World
+from sae_lens_afa.files import cache_folder
 
 
 @pytest.fixture
