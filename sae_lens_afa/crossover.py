@@ -1,8 +1,8 @@
 """Lists of active features or dense matmuls: whichever is faster on the processor at hand, by measurement.
 
 Up to which density the lists win differs by a factor of three between processors: it depends on how fast the matmul
-is, and on the caches. So both are timed once, for about half a second, and the answer is kept on disk: the same path, and
-the same rounding, in every later run on that machine. Nothing else depends on it.
+is, and on the caches. So both are timed once, for about half a second, and the answer is kept on disk: the same path,
+and the same rounding, in every later run on that machine. Nothing else depends on it.
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def _densities(threads: int) -> dict[Work, float]:
     if (kept := _read(path)) is not None:
         return kept
     found = measure()
+    if (kept := _read(path)) is not None:  # another process was first: all take the same paths
+        return kept
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, lambda partial: partial.write_text(json.dumps(found)))

@@ -76,6 +76,17 @@ def test_it_is_measured_once_and_kept(fresh, measured):
     assert len(measured) == 1
 
 
+def test_of_two_processes_that_measure_at_once_both_take_what_the_first_has_found(fresh, monkeypatch):
+    def measure():
+        (fresh / f"crossover-{crossover._machine(torch.get_num_threads())}.json").write_text(
+            '{"decode": 0.2, "step": 0.4}'
+        )
+        return {"decode": 0.12, "step": 0.34}
+
+    monkeypatch.setattr(crossover, "measure", measure)
+    assert crossover.max_density("step") == 0.4
+
+
 def test_another_processor_or_number_of_threads_is_measured_anew(fresh, measured, monkeypatch):
     crossover.max_density("step")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
