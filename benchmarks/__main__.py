@@ -1,7 +1,8 @@
 """Print the table of goals with what is measured here, and how cost grows: `python -m benchmarks`.
 
-All of it in a quarter of an hour on one thread: `python -m benchmarks --json benchmarks/results/cpu.json --plot
-docs/images/growth_cpu.png`. Times are medians of ratios within a round, with quartiles.
+All of it in a quarter of an hour on one thread: `python -m benchmarks --json benchmarks/results/PROCESSOR.json --plot
+docs/images/growth_cpu.png`. Results are named by their processor. Times are medians of ratios within a round, with
+quartiles.
 """
 
 from __future__ import annotations

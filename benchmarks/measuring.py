@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from sae_lens_afa import crossover
+
 T = TypeVar("T")
 Seconds = dict[str, list[float]]
 
@@ -103,10 +105,13 @@ def setting(device: str) -> dict[str, Any]:
     """Return machine, threads, versions and memory settings, without which a measurement says nothing."""
     info, pages = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
     lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    of_cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "cpu": names[0] if names else platform.processor(),
+        "cpu": of_cpu.get("model name", platform.processor()),
+        # Processors of several generations call themselves "AMD EPYC".
+        "cpu_family_and_model": [of_cpu.get("cpu family"), of_cpu.get("model")],
+        "max_density": {work: crossover.max_density(work) for work in ("decode", "step")},
         "threads": torch.get_num_threads(),
         "THP_MEM_ALLOC_ENABLE": os.environ["THP_MEM_ALLOC_ENABLE"],
         "transparent_hugepage": pages.read_text().strip() if pages.is_file() else None,
