@@ -68,6 +68,7 @@ def training_note(training: Training, budgets: Sequence[int] = (), rates: Sequen
     lr = " or ".join(f"{number:g}" for number in rates or (training.lr,))
     windows = training.steps / training.dead_feature_window
     return (
-        f"Every SAE: {steps} steps of {training.batch_size} tokens, Adam with learning rate {lr}. The training is"
+        f"Every SAE: {steps} steps of {training.batch_size} tokens, Adam with learning rate {lr} where an arm"
+        f" has none of its own. The training is"
         f" {windows:.0f} times as long as the window without firing after which a latent counts as dead."
     )
