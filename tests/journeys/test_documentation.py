@@ -45,6 +45,7 @@ SUBSTITUTIONS = [
     ("sweep ground-truth", "sweep ground-truth --preset tiny"),
     ("sweep paper --preset demo", "sweep paper --preset tiny"),
     ("--preset quick", "--preset tiny"),
+    ("--steps 2500 --steps 10000", "--steps 10 --steps 20"),
 ]  # fmt: skip
 
 # Files that the reader has, and a shell that runs `sae-lens-afa` without paying for its imports each time.
