@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Save = str | Path | Sequence[str | Path] | None
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
+# What the columns to the right of a frontier are called.
+X_NAMES = {"l0": "L0", "samples": "samples"}
 BAND_LEVELS = (0.25, 0.5, 1.0)
 # Columns of the norms that a panel draws, rescaled or not.
 _DRAWN = ("drawn_z", "drawn_f")

@@ -107,7 +107,7 @@ def _draw(
         raise ValueError(f"nothing to plot: the table has no columns {missing}, only {list(table.columns)}.")
     table = table.dropna(subset=[x, "loss"])
     if len(table) == 0:
-        raise ValueError(f"nothing to plot: no row has both {x} and a loss.")
+        raise ValueError(f"nothing to plot: no row has both {data_of.X_NAMES[x]} and a loss.")
     by_layer = list(table.groupby("layer", sort=False)) if "layer" in table.columns else [("", table)]
     panels = [
         data_of.Frontier(

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from sae_lens_afa.plots.data import (
+    X_NAMES,
     Frontier,
     Panel,
     TokenGroup,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 _DASHES = {0.25: "dash", 0.5: "dashdot", 1.0: "dot"}
 _MAX_VIOLIN_TOKENS = 2000
 _GREY = "#777"
-_NAMES = {"l0": "L0", "samples": "samples"}
 # Pixels of a line of a title, and characters of the page's for each 100 pixels.
 _TITLE_LINE, _PANEL_TITLE_LINE, _TITLE_CHARACTERS = 22, 20, 11
 # Least width of a page that is as wide as its window.
@@ -151,14 +151,14 @@ def frontier(
     for i, panel in enumerate(panels):
         place = {"row": i // columns + 1, "col": i % columns + 1}
         for name, style in styles.items():
-            line = panel.rows[name]
+            line, x = panel.rows[name], panel.x
             text = [
-                f"{escape(str(row.get('label', '')))}<br>{panel.x} {row[panel.x]:.4g}<br>loss {row['loss']:.4g}"
+                f"{escape(str(row.get('label', '')))}<br>{X_NAMES[x]} {row[x]:.4g}<br>loss {row['loss']:.4g}"
                 for row in line
             ]
             figure.add_trace(
                 go.Scatter(
-                    x=[row[panel.x] for row in line], y=[row["loss"] for row in line],
+                    x=[row[x] for row in line], y=[row["loss"] for row in line],
                     name="<br>".join(filter(None, (escape(name), left_out(n_nonfinite.get(name, 0))))),
                     legendgroup=name, showlegend=i == 0, text=text, hoverinfo="text+name", mode="lines+markers",
                     line={"color": style.color, "dash": "dash" if style.dashed else "solid"},

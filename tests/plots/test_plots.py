@@ -414,3 +414,11 @@ def test_the_user_s_style_neither_matters_nor_changes(result):
 def test_bad_data_is_named(call, error, message, result, tokens):
     with pytest.raises(error, match=message):
         call(result, tokens)
+
+
+def test_the_hover_text_names_what_is_to_the_right(tmp_path):
+    table = pd.DataFrame({"architecture": ["a"], "l0": [12.0], "samples": [640.0], "loss": [0.5]})
+    for plot, text in ((plots.l0_plot, "L0 12<br>"), (plots.samples_plot, "samples 640<br>")):
+        plot(table, save=tmp_path / "a.html")
+        page = (tmp_path / "a.html").read_text()
+        assert text in page.replace("\\u003c", "<").replace("\\u003e", ">")
