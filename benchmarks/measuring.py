@@ -103,14 +103,10 @@ def _peak_now() -> int:
 
 def setting(device: str) -> dict[str, Any]:
     """Return machine, threads, versions and memory settings, without which a measurement says nothing."""
-    info, pages = Path("/proc/cpuinfo"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    of_cpu = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines) if value}
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return {
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
-        "cpu": of_cpu.get("model name", platform.processor()),
-        # Processors of several generations call themselves "AMD EPYC".
-        "cpu_family_and_model": [of_cpu.get("cpu family"), of_cpu.get("model")],
+        "cpu": crossover.processor(),
         "max_density": {work: crossover.max_density(work) for work in ("decode", "step")},
         "threads": torch.get_num_threads(),
         "THP_MEM_ALLOC_ENABLE": os.environ["THP_MEM_ALLOC_ENABLE"],

@@ -90,16 +90,19 @@ def _machine(threads: int) -> str:
     """Return a name of what the answer depends on: processor, number of threads, versions."""
     import numba
 
-    parts = [_processor(), os.cpu_count(), threads, torch.__version__, numba.__version__]
+    parts = [processor(), os.cpu_count(), threads, torch.__version__, numba.__version__]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the processor's name with family and model: those of several generations call themselves "AMD EPYC"."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    known = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    parts = [known.get("model name", platform.machine())]
+    return ", ".join(parts + [f"{name.split()[-1]} {known[name]}" for name in ("cpu family", "model") if name in known])
 
 
 @torch.no_grad()

@@ -92,7 +92,7 @@ def test_another_processor_or_number_of_threads_is_measured_anew(fresh, measured
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     crossover.max_density("step")
     crossover._densities.cache_clear()
-    monkeypatch.setattr(crossover, "_processor", lambda: "another one")
+    monkeypatch.setattr(crossover, "processor", lambda: "another one")
     crossover.max_density("step")
     assert len(measured) == 3
     assert len(list(fresh.iterdir())) == 3
