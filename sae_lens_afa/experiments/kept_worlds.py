@@ -34,7 +34,7 @@ def made(world: str) -> SyntheticModel:
 
     if not WORLDS[world].kept:
         return WORLDS[world].make()
-    folder = _folder_of(world)
+    folder = cache_folder() / _name_of(world)
     if not folder.is_dir():
         model = WORLDS[world].make()
         _keep(folder, model.save)
@@ -90,10 +90,6 @@ def _draw(world: str, pool: int, path: Path) -> None:
             batch = model.sample(min(_BATCH, pool - start))
         file[start : start + len(batch)] = batch.numpy()
     file.flush()
-
-
-def _folder_of(world: str) -> Path:
-    return cache_folder() / _name_of(world)
 
 
 def _name_of(world: str) -> str:

@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import SAE, TrainingSAE
+from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
@@ -135,8 +136,16 @@ class LanguageModelSweep(Sweep):
                 raise ValueError(f"d_in is {self.d_in}, but activations at {hook} are {width} wide: set d_in={width}.")
 
     def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
-        metrics = measure(inference_sae(trained, device=self.device), standardised(test.activations[hook]))
-        return {**metrics, **self._cross_entropy(trained, hook, model, test)}
+        sae, activations = inference_sae(trained, device=self.device), standardised(test.activations[hook])
+        return {
+            **self._of_tokens(sae, activations, model, test),
+            **self._cross_entropy(trained, hook, model, test),
+        }
+
+    def _of_tokens(self, sae: SAE[Any], activations: Tensor, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
+        """Return the metrics of an SAE on the held-out activations [tokens, d_in], standardised."""
+        del model, test  # for sweeps that know more of the text
+        return dict(measure(sae, activations))
 
     @torch.no_grad()
     def _cross_entropy(

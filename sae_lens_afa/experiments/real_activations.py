@@ -9,14 +9,13 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Bool
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens.saes.sae import SAE
 from torch import Tensor
 from typing_extensions import override
 
 from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.concepts import CONCEPTS, concept_f1, concept_labels
 from sae_lens_afa.experiments.file_sweep import ActivationsSweep
-from sae_lens_afa.experiments.measures import inference_sae, standardised
 from sae_lens_afa.experiments.model_sweep import CE_PLOT, LanguageModelSweep
 from sae_lens_afa.experiments.presets import Several, changed, preset_arms
 from sae_lens_afa.experiments.side_by_side import Training
@@ -48,11 +47,10 @@ class DemoActivationsSweep(LanguageModelSweep):
     )  # fmt: skip
 
     @override
-    def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
-        sae = inference_sae(trained, device=self.device)
-        of_concepts = concept_f1(sae, standardised(test.activations[hook]), _labels(model, test))
+    def _of_tokens(self, sae: SAE[Any], activations: Tensor, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
+        of_concepts = concept_f1(sae, activations, _labels(model, test))
         mean = {"concept_f1": fmean(of_concepts.values())} if of_concepts else {}
-        return {**super()._measure(trained, hook, model, test), **mean, "concepts": of_concepts}
+        return {**super()._of_tokens(sae, activations, model, test), **mean, "concepts": of_concepts}
 
     @override
     def notes(self) -> list[str]:

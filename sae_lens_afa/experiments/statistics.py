@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -104,8 +105,14 @@ def best_of_grids(summaries: Sequence[Summary], criterion: Criterion) -> list[Su
 
 
 def best_rates(summaries: Sequence[Summary], criterion: Criterion) -> list[Summary]:
-    """Return each setting at each budget with the learning rate that is best for it."""
-    return _best_by(summaries, criterion, lambda s: (s.stream, s.label, s.hyperparameter, s.value, s.steps))
+    """Return each setting at each budget with the learning rate that is best for it; one that has no choice stays."""
+
+    def setting(s: Summary) -> Hashable:
+        return s.stream, s.label, s.hyperparameter, s.value, s.steps
+
+    n_rates = Counter(map(setting, summaries))
+    best = {setting(s): s for s in _best_by(summaries, criterion, setting)}
+    return [s for s in summaries if n_rates[setting(s)] == 1 or best.get(setting(s)) is s]
 
 
 def _best_by(

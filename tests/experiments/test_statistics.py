@@ -135,3 +135,8 @@ def test_over_seeds_there_are_spreads_and_p_against_the_best():
         "| a | 1.000 ± 0.707 (1; L0 2.000) |",
         f"| b | 0.000 ± 0.707 (1; L0 2.000; p {welch([0.5, 1.5], [0.5, -0.5])[2]:.3f}) |",
     ]
+
+
+def test_a_setting_without_a_choice_of_rates_is_drawn_also_where_a_seed_failed():
+    rows = [row("a", 1, 0, mcc=0.3), row("a", 1, 1, status="failed: x"), row("b", 1, 0), row("c", 1, 0, mcc=0.4)]
+    assert best_rates(summarise(rows), HIGH) == summarise(rows)
