@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from sae_lens import ActivationsStore
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP, RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
@@ -17,6 +18,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from sae_lens_afa._support import warn
 from sae_lens_afa.files import check_output_folder, holds_something, nearest_folder, read_object
 from sae_lens_afa.loading.models import check_device
+from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.training.checkpoint import DEVICES, check_checkpoint, check_files
 
 _AT_LEAST_1 = (
@@ -125,8 +127,14 @@ def check_same_sae(cfg: TrainingSAEConfig, sae: TrainingSAE[Any]) -> None:
 
 
 def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Warn of phases of the SAE's training that are longer than the run: that works, and is hardly meant."""
+    """Warn of what works and is hardly meant: phases longer than the run, and a pursuit without its compiled kernel."""
     steps = cfg.total_training_steps
+    device = torch.device(cfg.device)
+    if cfg.sae.architecture() == "afa_pursuit" and device.type == "cpu" and backend_for(device) != "numba":
+        warn(
+            "afa_pursuit trains about ten times slower on a CPU without numba: install numba (pip install numba, or this"
+            " package with its extra [fast]), and leave SAE_LENS_AFA_BACKEND unset.",
+        )
     for field in dataclasses.fields(cfg.sae):
         value = getattr(cfg.sae, field.name)
         if field.name.endswith("warm_up_steps") and isinstance(value, int) and value >= steps:

@@ -173,6 +173,18 @@ def test_phases_longer_than_the_run_are_warned_of_at_the_start(tmp_path, model, 
     assert __file__ in {warning.filename for warning in warned}  # it points at the user's line
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_a_pursuit_without_its_compiled_kernel_is_warned_of_at_the_start(
+    tmp_path, model, dataset, backend, monkeypatch, recwarn
+):
+    monkeypatch.setenv("SAE_LENS_AFA_BACKEND", backend)
+    cfg = runner_config(tmp_path)
+    cfg.sae = AFAPursuitTrainingSAEConfig(**SIZES, growth_steps=2)
+    InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
+    said = [str(warning.message) for warning in recwarn if "ten times slower" in str(warning.message)]
+    assert len(said) == (backend == "torch")
+
+
 @pytest.mark.parametrize("config", [BatchTopKTrainingSAEConfig, TopKTrainingSAEConfig])
 def test_a_threshold_that_misses_its_k_is_warned_of_at_the_end(tmp_path, model, dataset, config, recwarn):
     cfg = runner_config(tmp_path, steps=2, output_path=None)
