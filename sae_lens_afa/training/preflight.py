@@ -132,8 +132,8 @@ def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     device = torch.device(cfg.device)
     if cfg.sae.architecture() == "afa_pursuit" and device.type == "cpu" and backend_for(device) != "numba":
         warn(
-            "afa_pursuit trains about ten times slower on a CPU without numba: install numba (pip install numba, or this"
-            " package with its extra [fast]), and leave SAE_LENS_AFA_BACKEND unset.",
+            "afa_pursuit trains about ten times slower on a CPU without numba: install numba (pip install numba, or"
+            " this package with its extra [fast]), and leave SAE_LENS_AFA_BACKEND unset.",
         )
     for field in dataclasses.fields(cfg.sae):
         value = getattr(cfg.sae, field.name)
