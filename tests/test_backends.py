@@ -25,6 +25,12 @@ BACKENDS = available_backends()
 SLOW_IF_INTERPRETED = [pytest.param(b, marks=pytest.mark.slow) if b == "triton" else b for b in BACKENDS]
 
 
+def select(backend: str, *inputs: Tensor | None) -> Tensor:
+    """Select on the back end's device, and bring the result back."""
+    device = "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    return norm_matching_topk(*(None if t is None else t.to(device) for t in inputs), backend=backend).cpu()
+
+
 def adversarial_rows(n: int = 3000) -> dict[str, Tensor]:
     """Rows that a search by value finds hard: one value, two, far apart, at the ends of float32, in order."""
     random = torch.Generator().manual_seed(5)
@@ -58,7 +64,7 @@ def test_adversarial_rows(name, backend):
     length = row.relu().double().norm()
     shares = torch.tensor([0.0, 1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-9, 1.0, 1 + 1e-9, 2.0], dtype=torch.float64)
     rows, targets = row.expand(len(shares), -1), shares * length
-    assert_same_selection(norm_matching_topk(rows, targets, backend=backend), rows, targets)
+    assert_same_selection(select(backend, rows, targets), rows, targets)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -68,7 +74,7 @@ def test_targets_at_and_around_the_midpoint_of_two_candidates(backend):
     middle = (norms[99] + norms[100]) / 2
     targets = middle + (norms[100] - norms[99]) * torch.tensor([-1e-3, -1e-6, 0.0, 1e-6, 1e-3], dtype=torch.float64)
     rows = row.expand(5, -1)
-    out = norm_matching_topk(rows, targets, backend=backend)
+    out = select(backend, rows, targets)
     assert_same_selection(out, rows, targets)
     assert (out > 0).sum(-1)[[0, 1, 3, 4]].tolist() == [100, 100, 101, 101]
 
@@ -78,7 +84,7 @@ def test_a_long_heavy_tail_is_kept_to_its_end(backend):
     # n = 65536: float32 sums stall here and drop hundreds of features.
     rows = (torch.rand(3, 65536) ** 8 + 1e-4) * torch.tensor([1.0, 1e-3, 1e3])[:, None]
     targets = rows.double().norm(dim=-1) * torch.tensor([0.5, 0.999999, 1.0000001])
-    assert_same_selection(norm_matching_topk(rows, targets, backend=backend), rows, targets)
+    assert_same_selection(select(backend, rows, targets), rows, targets)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -89,7 +95,7 @@ def test_values_of_a_small_grid_tie_everywhere(backend, data):
     values = data.draw(st.lists(st.integers(-3, 12), min_size=n, max_size=n))
     row = torch.tensor(values).bfloat16() / 4
     target = torch.tensor(data.draw(st.floats(0, 1.1)) * float(row.relu().double().norm()), dtype=torch.float64)
-    assert_same_selection(norm_matching_topk(row, target, backend=backend), row, target)
+    assert_same_selection(select(backend, row, target), row, target)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -99,8 +105,8 @@ def test_any_memory_layout_and_type(backend, dtype):
     wide = torch.randn(2, 80).to(dtype)[:, ::2]
     for a in (acts, wide, acts.expand(2, 2, 40)):
         target = a.double().relu().norm(dim=-1) * 0.6
-        out = norm_matching_topk(a, target, torch.rand(80)[::2], backend=backend)
-        again = norm_matching_topk(a.contiguous(), target, None, backend=backend)
+        out = select(backend, a, target, torch.rand(80)[::2])
+        again = select(backend, a.contiguous(), target, None)
         assert out.is_contiguous()
         assert out.dtype == dtype
         assert_same_selection(again.float(), a.float(), target)
@@ -110,7 +116,7 @@ def test_any_memory_layout_and_type(backend, dtype):
 @pytest.mark.parametrize("scale", [1e-300, 1e-60, 1e-42, 1e60, 1e150])
 def test_float64_rows_beyond_float32(backend, scale):
     acts = torch.tensor([[3.0, 4.0, 1.0, -2.0], [-1.0, 0.0, 0.0, -1.0]], dtype=torch.float64) * scale
-    out = norm_matching_topk(acts, torch.tensor([4.9, 1.0], dtype=torch.float64) * scale, backend=backend)
+    out = select(backend, acts, torch.tensor([4.9, 1.0], dtype=torch.float64) * scale)
     assert torch.equal(out, acts * torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0]]))
 
 

@@ -12,14 +12,22 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_lens_afa.functional import universal_ratio
-from sae_lens_afa.selection import PursuitRule, fit_gradients, pursue
+from sae_lens_afa.selection import PursuitRule, available_backends, fit_gradients, pursue
 
 BACKENDS = pytest.mark.parametrize("backend", ["numba", "torch"])
+# Triton's kernels: on a GPU where there is one, else slowly in Triton's interpreter.
+GPU = pytest.mark.skipif("triton" not in available_backends(), reason="Triton is not installed")
 RULE = PursuitRule(threshold=0.5, floor=0.1, weak=0.7, max_stages=20)
 
 
 def codes_of(x: Tensor, W_dec: Tensor, rule: PursuitRule = RULE, typical: float = 0.0, backend: str = "auto") -> Tensor:
-    return pursue(x, W_dec, x @ W_dec.T, rule, torch.tensor(typical, dtype=x.dtype), backend=backend)
+    return pursue(x, W_dec, x @ W_dec.T, rule, x.new_tensor(typical), backend=backend)
+
+
+def on_gpu(x: Tensor, W_dec: Tensor, rule: PursuitRule, typical: float = 0.0) -> Tensor:
+    """The codes in single precision by Triton's kernels."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return codes_of(x.float().to(device), W_dec.float().to(device), rule, typical, "triton").cpu().double()
 
 
 def literally(x: Tensor, W_dec: Tensor, rule: PursuitRule, typical: float = 0.0) -> Tensor:
@@ -74,6 +82,40 @@ def test_single_precision_finds_the_same_features(backend):
     assert same.double().mean() > 0.97
     torch.testing.assert_close(found[same].double() @ W_dec, exact[same] @ W_dec, rtol=1e-3, atol=1e-3)
     assert (exact > 0).sum(-1).double().mean() > 4
+
+
+@GPU
+@pytest.mark.parametrize(
+    ("tokens", "d_in", "d_sae", "scale", "weak", "max_stages", "at_least"),
+    [
+        (12, 64, 512, 0.6, 0.7, 32, 16),
+        (12, 96, 700, 0.8, 0.9, 32, 2),
+        (6, 33, 90, 0.6, 1.0, 3, 2),
+        (6, 64, 300, 0.05, 0.9, 2, 16),  # lists that no kernel has room for
+    ],
+)
+def test_the_gpu_kernels_find_the_features_of_the_rule_in_double_precision(
+    tokens, d_in, d_sae, scale, weak, max_stages, at_least
+):
+    x, W_dec = random_case(0, tokens, d_in, d_sae)
+    x[0], x[1, 0], x[2] = 0, math.nan, 1e-6 * x[2]
+    rule = PursuitRule(universal_ratio(d_in, d_sae, scale), 0.1, weak, max_stages)
+    found, exact = on_gpu(x, W_dec, rule, 1e-6), codes_of(x, W_dec, rule, 1e-6, backend="torch")
+    assert found[1].isnan().all()
+    assert (found[0] == 0).all()
+    same = ((found > 0) == (exact > 0)).all(-1)
+    same[1] = False
+    # As above: a decision in hundreds is so near that rounding turns it; most tokens here take a dozen.
+    assert same.sum() >= tokens - 2
+    torch.testing.assert_close(found[same] @ W_dec, exact[same] @ W_dec, rtol=1e-3, atol=1e-3)
+    assert (exact[same] > 0).sum(-1).max() >= at_least
+
+
+@GPU
+def test_a_rule_too_fine_for_the_gpu_kernels_is_followed_by_torch():
+    x, W_dec = random_case(5, 4, 24, 60)
+    rule = RULE._replace(floor=0.01)
+    assert torch.equal(on_gpu(x, W_dec, rule), codes_of(x.float(), W_dec.float(), rule, backend="torch").double())
 
 
 @BACKENDS

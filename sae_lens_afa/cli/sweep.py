@@ -38,6 +38,8 @@ LearningRate = Annotated[
     typer.Option(help="Learning rate; may be given several times, each run is made with each. Default: the preset's."),
 ]
 
+BatchSize = Annotated[int | None, typer.Option(help="Tokens of each training step. Default: the preset's.")]
+
 
 # The sweeps are imported where they run: `sae_lens.synthetic` and the statistics take seconds.
 @sweep.command("ground-truth")
@@ -49,6 +51,7 @@ def ground_truth(
     seeds: Seeds = None,
     steps: Steps = None,
     lr: LearningRate = None,
+    batch_size: BatchSize = None,
     pool: Annotated[
         int | None,
         typer.Option(help="Train on so many samples, kept on disk and used again. Default: new ones in every step."),
@@ -59,8 +62,8 @@ def ground_truth(
     from sae_lens_afa.experiments import ground_truth_sweep
 
     chosen = ground_truth_sweep(
-        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, pool=pool,
-        device=device,
+        preset, worlds=worlds or (), arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr,
+        batch_size=batch_size, pool=pool, device=device,
     )  # fmt: skip
     _run(chosen, output)
 
@@ -109,14 +112,15 @@ def activations(
     seeds: Seeds = None,
     steps: Steps = None,
     lr: LearningRate = None,
+    batch_size: BatchSize = None,
     device: Device = "cpu",
 ) -> None:
     """Explained variance (and, on the bundled model, cross-entropy) against L0, a curve for each architecture."""
     from sae_lens_afa.experiments import activations_sweep
 
     chosen = activations_sweep(
-        activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr, raw=raw,
-        device=device,
+        activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr,
+        batch_size=batch_size, raw=raw, device=device,
     )  # fmt: skip
     _run(chosen, output)
 

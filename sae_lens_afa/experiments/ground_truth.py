@@ -33,7 +33,7 @@ class GroundTruthSweep(Sweep):
     """SAEs as wide as the number of true features, scored by what they find.
 
     Attributes:
-        worlds: Names in `WORLDS`; the data is made on the CPU.
+        worlds: Names in `WORLDS`; the data is made on `device`, a pool on the CPU.
         test_tokens: Samples on which the SAEs are judged.
         pool: Train on so many samples, drawn once, kept on disk and used again and again in another order; None trains
             on new ones in every step.
@@ -100,11 +100,14 @@ class GroundTruthSweep(Sweep):
     @override
     def run_group(self, group: RunGroup, advance: Advance) -> list[dict[str, Any]]:
         name, seed = group.members[0][0], group.seed
-        world, model = WORLDS[name], made(name)
+        world, model = WORLDS[name], made(name, self.device)
         runs = {run.key: run for _, run in group.members}
         saes = {key: build(run, world.hidden_dim, world.latents, seed, self.device) for key, run in runs.items()}
         size = self.training.batch_size
-        data = pooled_batches(name, self.pool, size, seed) if self.pool else fresh_batches(name, size, seed)
+        if self.pool:
+            data = pooled_batches(name, self.pool, size, seed)
+        else:
+            data = fresh_batches(name, size, seed, self.device)
         batches = ({name: batch} for batch in data)
         training = self.training_of(group)
         trained = train_together(saes, dict.fromkeys(saes, name), batches, training, seed, self.device, advance, runs)
@@ -116,14 +119,14 @@ class GroundTruthSweep(Sweep):
 
     def _test_data(self, model: SyntheticModel) -> Float[Tensor, "tokens d_in"]:
         sizes = [min(_TEST_BATCH, self.test_tokens - i) for i in range(0, self.test_tokens, _TEST_BATCH)]
-        with OwnRandom("test", 0)():
+        with OwnRandom("test", 0, self.device)():
             return torch.cat([model.sample(size) for size in sizes])
 
     def _measure(self, trained: TrainingSAE[Any], model: SyntheticModel, test: Tensor) -> dict[str, Any]:
         from sae_lens.synthetic import eval_sae_on_synthetic_data
 
-        sae = inference_sae(trained)
-        with OwnRandom("test", 0)():  # the same samples as `test`, with their features
+        sae = inference_sae(trained, device=self.device)
+        with OwnRandom("test", 0, self.device)():  # the same samples as `test`, with their features
             scores = eval_sae_on_synthetic_data(
                 sae, model.feature_dict, model.activation_generator, self.test_tokens, _TEST_BATCH
             )
@@ -202,6 +205,7 @@ def ground_truth_sweep(
     seeds: Sequence[int] = (),
     steps: Several[int] = None,
     lr: Several[float] = None,
+    batch_size: int | None = None,
     pool: int | None = None,
     device: str = "cpu",
 ) -> GroundTruthSweep:
@@ -213,8 +217,9 @@ def ground_truth_sweep(
         steps: Training steps in place of the preset's, one number or several: each run is made with each. All that
             the preset counts in steps changes in proportion.
         lr: Learning rate in place of the preset's, one or several: each run is made with each.
+        batch_size: Samples of each step in place of the preset's.
         pool: Train on so many samples that are kept on disk (see `cache_folder`), not on new ones in every step.
-        device: Of the SAEs.
+        device: Of the SAEs and the data.
 
     Raises:
         ValueError: an unknown preset, world, architecture or setting; nothing has been trained then.
@@ -226,6 +231,6 @@ def ground_truth_sweep(
         ([('topk k=2', 200), ('topk k=4', 200)], (0, 1, 2))
     """
     return changed(
-        PRESETS, preset, steps, lr, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), pool=pool,
+        PRESETS, preset, steps, lr, batch_size, worlds=tuple(worlds), arms=tuple(arms), seeds=tuple(seeds), pool=pool,
         device=device,
     )  # fmt: skip

@@ -28,22 +28,26 @@ _BATCH = 4096
 
 
 @lru_cache
-def made(world: str) -> SyntheticModel:
-    """Return the generator of a world of `WORLDS`; those that take minutes to make are made once and kept."""
+def made(world: str, device: str = "cpu") -> SyntheticModel:
+    """Return the generator of a world of `WORLDS` on a device; what takes minutes to make is made once and kept."""
     from sae_lens.synthetic import SyntheticModel
 
-    if not WORLDS[world].kept:
-        return WORLDS[world].make()
-    folder = cache_folder() / _name_of(world)
-    if not folder.is_dir():
-        model = WORLDS[world].make()
-        _keep(folder, model.save)
-    return SyntheticModel.load_from_disk(folder)
+    if WORLDS[world].kept:
+        folder = cache_folder() / _name_of(world)
+        if not folder.is_dir():
+            _keep(folder, WORLDS[world].make(device).save)
+        return SyntheticModel.load_from_disk(folder, device=device)
+    model = WORLDS[world].make()
+    if device == "cpu":
+        return model
+    with tempfile.TemporaryDirectory() as folder:  # which is how a generator gets to another device
+        model.save(folder)
+        return SyntheticModel.load_from_disk(folder, device=device)
 
 
-def fresh_batches(world: str, batch_size: int, seed: int) -> Iterator[Float[Tensor, "batch d_in"]]:
-    """Yield batches without end, each of new samples, that depend on the seed only."""
-    model, draw = made(world), OwnRandom("data", seed)
+def fresh_batches(world: str, batch_size: int, seed: int, device: str = "cpu") -> Iterator[Float[Tensor, "batch d_in"]]:
+    """Yield batches without end, each of new samples, that depend on the seed and on the kind of device only."""
+    model, draw = made(world, device), OwnRandom("data", seed, device)
     while True:
         with draw():
             batch = model.sample(batch_size)

@@ -61,7 +61,12 @@ def preset_arms(sweep: str, size: Literal["quick", "full"], phase: int, steps: i
 
 
 def changed(
-    presets: Mapping[str, S], preset: str, steps: Several[int] = None, lr: Several[float] = None, **changes: Any
+    presets: Mapping[str, S],
+    preset: str,
+    steps: Several[int] = None,
+    lr: Several[float] = None,
+    batch_size: int | None = None,
+    **changes: Any,
 ) -> S:
     """Return a preset with other fields.
 
@@ -71,6 +76,7 @@ def changed(
         steps: Training steps, one number or several; all that the preset counts in steps changes in proportion. None
             leaves them.
         lr: Learning rate, one or several. None leaves the preset's.
+        batch_size: Samples of each training step. None leaves the preset's.
         changes: Fields; None and () leave the preset's value.
 
     Raises:
@@ -79,6 +85,8 @@ def changed(
     if preset not in presets:
         raise ValueError(f"unknown preset {preset!r}; there are {', '.join(presets)}.")
     changes = {**changes, "budgets": _several(steps), "rates": _several(lr)}
+    if batch_size is not None:
+        changes["training"] = replace(presets[preset].training, batch_size=batch_size)
     return replace(
         presets[preset], **{name: value for name, value in changes.items() if value is not None and value != ()}
     )

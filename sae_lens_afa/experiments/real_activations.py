@@ -106,6 +106,7 @@ def activations_sweep(
     seeds: Sequence[int] = (),
     steps: Several[int] = None,
     lr: Several[float] = None,
+    batch_size: int | None = None,
     raw: bool = False,
     device: str = "cpu",
 ) -> Sweep:
@@ -120,6 +121,7 @@ def activations_sweep(
         steps: Training steps in place of the preset's, one number or several: each run is made with each. All that
             the preset counts in steps changes in proportion.
         lr: Learning rate in place of the preset's, one or several: each run is made with each.
+        batch_size: Tokens of each step in place of the preset's.
         raw: Of a file: not standardised, see `ActivationsSweep`.
         device: Of model and SAEs.
 
@@ -139,7 +141,7 @@ def activations_sweep(
     if activations is None and test is None:
         if raw:
             raise ValueError("raw is for the activations of a file: give activations and test with it.")
-        return changed(PRESETS, preset, steps, lr, **changes)
+        return changed(PRESETS, preset, steps, lr, batch_size, **changes)
     if activations is None or test is None:
         raise ValueError("give activations and test, or neither of them for the bundled model.")
     files = {
@@ -149,4 +151,4 @@ def activations_sweep(
         )
         for name, sweep in PRESETS.items()
     }  # fmt: skip
-    return changed(files, preset, steps, lr, raw=raw, **changes)
+    return changed(files, preset, steps, lr, batch_size, raw=raw, **changes)

@@ -98,21 +98,38 @@ def own_generator(use: str, seed: int) -> torch.Generator:
 
 
 class OwnRandom:
-    """A random state of its own on the CPU: what is drawn with it does not depend on what others draw."""
+    """A random state of its own: what is drawn with it does not depend on what others draw.
 
-    def __init__(self, use: str, seed: int) -> None:
-        self._state = own_generator(use, seed).get_state()
+    Args:
+        use, seed: What the state depends on.
+        device: Where is drawn, beside the CPU.
+    """
+
+    def __init__(self, use: str, seed: int, device: str = "cpu") -> None:
+        generator = own_generator(use, seed)
+        self._generators = [torch.default_generator]
+        self._states = [generator.get_state()]
+        if torch.device(device).type == "cuda":
+            torch.cuda.init()
+            index = torch.device(device).index
+            there = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+            self._generators.append(there)
+            self._states.append(torch.Generator(there.device).manual_seed(generator.initial_seed()).get_state())
 
     @contextmanager
     def __call__(self) -> Generator[None]:
         """Let torch draw from this state, and put the other one back."""
-        outer = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        outer = [generator.get_state() for generator in self._generators]
+        self._set(self._states)
         try:
             yield
         finally:
-            self._state = torch.get_rng_state()
-            torch.set_rng_state(outer)
+            self._states = [generator.get_state() for generator in self._generators]
+            self._set(outer)
+
+    def _set(self, states: list[Tensor]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            generator.set_state(state)
 
 
 def build(run: Run, d_in: int, d_sae: int, seed: int, device: str) -> TrainingSAE[Any]:
@@ -134,7 +151,7 @@ def train_together(
     """Train every SAE on the same batches, `training.steps` of them, with SAELens' `SAETrainer`.
 
     It is what SAELens' `MultiSAETrainer` does, except that an SAE that fails (an exception, a loss that is not
-    finite) is left behind and the others go on, and that what one draws at random on the CPU changes no other.
+    finite) is left behind and the others go on, and that what one draws at random changes no other.
 
     Args:
         saes: SAEs by name.
@@ -158,13 +175,13 @@ def train_together(
         if run is not None and run.target_l0 is not None:
             steering[name] = L0Steering(trainers[name], run.target_l0)
     trained = {name: Trained(sae) for name, sae in saes.items()}
-    draws = {name: OwnRandom("training", seed) for name in saes}
+    draws = {name: OwnRandom("training", seed, device) for name in saes}
     for step in range(training.steps):
         batch = next(batches)
         for name, trainer in trainers.items():
             if not trained[name].failure:
                 with draws[name]():
-                    trained[name].failure = _step(trainer, batch[streams[name]], step, steering.get(name))
+                    trained[name].failure = _step(trainer, batch[streams[name]].to(device), step, steering.get(name))
         advance(len(trainers))
     for result in trained.values():
         result.sae.eval()

@@ -79,11 +79,24 @@ class World:
             **options,
         )
 
-    def make(self) -> SyntheticModel:
-        """Return the generator, on the CPU."""
-        from sae_lens.synthetic import SyntheticModel
+    def make(self, device: str = "cpu") -> SyntheticModel:
+        """Return the generator, on the CPU; `device` makes the features quasi-orthogonal, the same up to rounding."""
+        from sae_lens.synthetic import FeatureDictionary, SyntheticModel, orthogonal_initializer
 
-        return SyntheticModel(self.config())
+        config = self.config()
+        if device == "cpu" or config.orthogonalization is None:
+            return SyntheticModel(config)
+        steps = config.orthogonalization
+        initialize = orthogonal_initializer(steps.num_steps, steps.lr, chunk_size=steps.chunk_size, show_progress=True)
+
+        def there(features: FeatureDictionary) -> None:
+            initialize(features.to(device))
+            features.to("cpu")
+
+        features = FeatureDictionary(
+            config.num_features, config.hidden_dim, config.bias, initializer=there, seed=config.seed
+        )
+        return SyntheticModel(config, feature_dict=features)
 
 
 @dataclass(frozen=True)

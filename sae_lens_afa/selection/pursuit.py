@@ -19,6 +19,7 @@ standing for one feature: what the first explains, the second has no part in. Se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +77,7 @@ def pursue(
         correlations: x_centered @ W_dec.T, shape [..., d_sae], by which the first stage chooses; a constant.
         rule: What is added, and for how long.
         typical_norm: Norm ||x - b_dec|| of the data, shape []; 0 where a token's own is all there is to go by.
-        backend: One of `available_backends()`, or "auto": the fastest that runs on the device. Triton has none.
+        backend: One of `available_backends()`, or "auto": the fastest that runs on the device.
 
     Returns:
         Codes, shape [..., d_sae], in the dtype of `x_centered`; computed in float32, or float64 for float64. A token
@@ -147,8 +148,15 @@ def _pursue(
 
             codes = pursue_compiled(rows, W, found, inverse_norm, rule, float(typical_norm))
         else:
-            codes = pursue_portable(rows, W, found, inverse_norm, rule, typical_norm.to(accurate))
+            pursue_there = _on_gpu(rule, accurate) if backend == "triton" else pursue_portable
+            codes = pursue_there(rows, W, found, inverse_norm, rule, typical_norm.to(accurate))
     return in_shape(codes.to(dtype), correlations.shape)
+
+
+def _on_gpu(rule: PursuitRule, dtype: torch.dtype) -> Callable[..., Tensor]:
+    from sae_lens_afa.kernels.pursue_triton import can_pursue, pursue_on_gpu
+
+    return pursue_on_gpu if can_pursue(rule, dtype) else pursue_portable
 
 
 def _like_correlations(x_centered: Tensor, _: Tensor, correlations: Tensor, *__: Any) -> Tensor:

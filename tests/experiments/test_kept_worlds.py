@@ -43,7 +43,7 @@ def drawn(model, n):
 def test_a_world_is_made_once_and_comes_back_as_it_was(bench, cache, monkeypatch):
     fresh = made("bench")
     made.cache_clear()
-    monkeypatch.setattr(World, "make", lambda self: pytest.fail("made a second time"))
+    monkeypatch.setattr(World, "make", lambda *_: pytest.fail("made a second time"))
     kept = made("bench")
     assert torch.equal(drawn(kept, 500), drawn(fresh, 500))
     assert [path.name.rpartition("-")[0] for path in cache.iterdir()] == ["bench"]
