@@ -63,8 +63,9 @@ def ratio(numerator: list[float], denominator: list[float]) -> dict[str, float]:
 def peak_extra_bytes(call: Callable[..., None], *cases: tuple[Any, ...]) -> list[int]:
     """Return by how much `call(ready, *case)` raises the peak memory after it has called `ready`, for each case.
 
-    Each in a process of its own, forked from one that has imported what `call` needs and has done nothing else. On
-    Linux the resident peak, in which all libraries' memory shows; on a cuda device torch's own.
+    Each in a process of its own. On Linux the resident peak, in which all libraries' memory shows, and the process is
+    forked from one that has imported what `call` needs and has done nothing else. On a cuda device, by which a case
+    then ends, torch's own peak, and the process is a new one: CUDA does not survive a fork.
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peaks, call, torch.get_num_threads(), cases).result()
@@ -73,7 +74,8 @@ def peak_extra_bytes(call: Callable[..., None], *cases: tuple[Any, ...]) -> list
 def _peaks(call: Callable[..., None], threads: int, cases: tuple[tuple[Any, ...], ...]) -> list[int]:
     peaks: list[int] = []
     for case in cases:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        context = multiprocessing.get_context("spawn" if str(case[-1]).startswith("cuda") else "fork")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
             peaks.append(pool.submit(_peak, call, threads, case).result())
     return peaks
 

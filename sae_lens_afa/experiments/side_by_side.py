@@ -111,8 +111,7 @@ class OwnRandom:
         self._states = [generator.get_state()]
         if torch.device(device).type == "cuda":
             torch.cuda.init()
-            index = torch.device(device).index
-            there = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
+            there = torch.cuda.default_generators[torch.empty(0, device=device).get_device()]
             self._generators.append(there)
             self._states.append(torch.Generator(there.device).manual_seed(generator.initial_seed()).get_state())
 

@@ -9,6 +9,7 @@ learn which tokens go on, and how long their lists are: programs are compiled fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,8 +17,6 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
-
-from sae_lens_afa.selection._batched_pursuit import pursue_portable
 
 # Lengths of lists, with warps for each; the Gram matrix of a longer one leaves no room in registers.
 _PLACES = {16: 1, 32: 2, 64: 4, 128: 8}
@@ -42,8 +41,12 @@ def pursue_on_gpu(
     inverse_norm: Float[Tensor, " d_sae"],
     rule: Any,
     typical_norm: Float[Tensor, ""],
+    otherwise: Callable[..., Tensor],
 ) -> Float[Tensor, "tokens d_sae"]:
-    """Return the codes of a `PursuitRule`; the first stage by the correlations given. All float32, on one GPU."""
+    """Return the codes of a `PursuitRule`; the first stage by the correlations given. All float32, on one GPU.
+
+    Tokens with longer lists than there are kernels for are left to `otherwise`, which takes the same arguments.
+    """
     x, W, correlations = x.contiguous(), W.contiguous(), correlations.contiguous()
     norm = torch.linalg.vector_norm(x, dim=-1)
     least = rule.floor * torch.maximum(norm, typical_norm)
@@ -76,7 +79,7 @@ def pursue_on_gpu(
             longer, tokens = tokens[order[ends[-1] :]], tokens[order[done : ends[-1]]]
             if len(longer) > 0:
                 of_longer = x[longer], W, correlations[longer], inverse_norm, rule, typical_norm
-                codes[longer] = pursue_portable(*of_longer)
+                codes[longer] = otherwise(*of_longer)
             if len(tokens) == 0:
                 break
     return codes

@@ -1,7 +1,7 @@
 """Selection on accelerators by torch alone: the boundary energy is found by bisection on its float32 bit pattern.
 
-A segmented sort is slow there. Non-negative floats are ordered as their bit patterns are, so 32 halvings find the exact
-boundary value of every row at once: no sort, no wait of the host for the device, float64 sums throughout.
+Non-negative floats are ordered as their bit patterns are, so 32 halvings find the exact boundary value of every row at
+once: no sort with its indices, no wait of the host for the device, float64 sums throughout.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 # Peaks a_i ||d_i|| of a row between which float32 squares need no rescaling (see `_sorting`).
 _MIN_PEAK, _MAX_PEAK = 2.0**-20, 2.0**60
 _HALVINGS = 32
+_ENTRIES = 1 << 22
 
 
 def select_by_bisection(
@@ -23,8 +24,9 @@ def select_by_bisection(
     """Apply `norm_matching_topk` to each row; `target_norm` is float64."""
     out = torch.empty_like(acts, memory_format=torch.contiguous_format)
     norm = None if decoder_norm is None else decoder_norm.detach().double()
-    # A sixty-fourth of the rows at a time: the float64 temporaries stay below a fifth of one [rows, d_sae].
-    step = max(1, len(acts) // 64)
+    # A sixty-fourth of the rows at a time: the float64 temporaries stay below a fifth of one [rows, d_sae]. More where
+    # that is little: a GPU spends as long on starting work on a few rows as on doing it.
+    step = max(1, len(acts) // 64, _ENTRIES // acts.shape[1])
     for start in range(0, len(acts), step):
         rows, target = acts[start : start + step], target_norm[start : start + step]
         scaled = rows.double().clamp_(min=0)

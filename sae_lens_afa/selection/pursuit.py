@@ -19,7 +19,6 @@ standing for one feature: what the first explains, the second has no part in. Se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -148,15 +147,19 @@ def _pursue(
 
             codes = pursue_compiled(rows, W, found, inverse_norm, rule, float(typical_norm))
         else:
-            pursue_there = _on_gpu(rule, accurate) if backend == "triton" else pursue_portable
+            pursue_there = _pursue_on_gpu if backend == "triton" else pursue_portable
             codes = pursue_there(rows, W, found, inverse_norm, rule, typical_norm.to(accurate))
     return in_shape(codes.to(dtype), correlations.shape)
 
 
-def _on_gpu(rule: PursuitRule, dtype: torch.dtype) -> Callable[..., Tensor]:
+def _pursue_on_gpu(
+    rows: Tensor, W: Tensor, found: Tensor, inverse_norm: Tensor, rule: PursuitRule, typical: Tensor
+) -> Tensor:
     from sae_lens_afa.kernels.pursue_triton import can_pursue, pursue_on_gpu
 
-    return pursue_on_gpu if can_pursue(rule, dtype) else pursue_portable
+    if not can_pursue(rule, rows.dtype):
+        return pursue_portable(rows, W, found, inverse_norm, rule, typical)
+    return pursue_on_gpu(rows, W, found, inverse_norm, rule, typical, otherwise=pursue_portable)
 
 
 def _like_correlations(x_centered: Tensor, _: Tensor, correlations: Tensor, *__: Any) -> Tensor:
