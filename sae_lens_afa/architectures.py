@@ -109,6 +109,7 @@ ARCHITECTURES = (
         about="the features that stand out from what the stronger ones leave over, stage by stage (no k, no encoder)",
         classes=("AFAPursuitTrainingSAE", "AFAPursuitTrainingSAEConfig", "AFAPursuitSAE", "AFAPursuitSAEConfig"),
         color="#882255",
+        exportable=True,
         grids={
             "ground-truth": (
                 Grid("threshold_scale", (1.0,), (0.85, 1.0, 1.15), phase="growth_steps"),

@@ -24,14 +24,18 @@ from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
 
 def export(
     output: Annotated[Path, typer.Option(help="Folder for the jumprelu SAE.")],
-    sae: Annotated[Path | None, typer.Option(help="Folder of a saved top_afa, afa_threshold or topk SAE.")] = None,
+    sae: Annotated[
+        Path | None, typer.Option(help="Folder of a saved top_afa, afa_threshold, afa_pursuit or topk SAE.")
+    ] = None,
     demo: CalibrateOnDemo = False,
     activations: Activations = None,
     model: Model = None,
     dataset: Dataset = None,
     hook: Hook = None,
     context_size: ContextSize = None,
-    tokens: Annotated[int, typer.Option(help="Tokens for thresholds and report.")] = EXPORT_TOKENS,
+    tokens: Annotated[
+        int, typer.Option(help="Tokens for thresholds and report; for afa_pursuit's fitted encoder 100000 or more.")
+    ] = EXPORT_TOKENS,
     batch_size_prompts: BatchSizePrompts = PROMPTS,
     device: Device = "cpu",
     overwrite: Overwrite = False,

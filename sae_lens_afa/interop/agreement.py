@@ -17,6 +17,7 @@ class JumpReLUReport:
     Attributes:
         original_architecture: Architecture that it stands for.
         thresholds: "per_feature" or "global".
+        encoder: "original", or "fitted" where it has none.
         n_calibration_tokens: Tokens that the thresholds come from.
         n_evaluation_tokens: Tokens that the metrics are of.
         n_nonfinite: Tokens left out of them because either SAE makes a NaN or an infinity of them.
@@ -55,6 +56,7 @@ class JumpReLUReport:
     precision: float
     recall: float
     n_never_selected: int
+    encoder: str = "original"
     n_nonfinite: int = 0
     n_cross_entropy_tokens: int = 0
     cross_entropy: float | None = None
@@ -72,6 +74,7 @@ class JumpReLUReport:
     def note(self) -> str:
         """The approximation in words."""
         rule = "its own fixed threshold for each feature" if self.thresholds == "per_feature" else "one fixed threshold"
+        rule = f"an encoder fitted to its dictionary, with {rule}," if self.encoder == "fitted" else rule
         tokens = f"{self.n_evaluation_tokens:,} " + ("held-out" if self.held_out else "calibration")
         return (
             f"An approximation: {rule} stands for the choice that the {self.original_architecture} SAE makes among all"

@@ -45,7 +45,7 @@ def export_to_folder(
     What can be known to be wrong is said before anything is downloaded or computed.
 
     Args:
-        sae: A `top_afa`, `afa_threshold` or `topk` SAE, or its folder.
+        sae: A `top_afa`, `afa_threshold`, `afa_pursuit` or `topk` SAE, or its folder.
         output: Folder to write.
         activations: A .safetensors file of raw hook-point values, one tensor or one of the name "activations".
             Without it they come from model and text, with which the cross-entropy is measured too.

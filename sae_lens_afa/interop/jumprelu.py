@@ -21,6 +21,7 @@ from sae_lens_afa.evals.sae_space import SAESpace, check_architecture
 from sae_lens_afa.evals.token_norms import decoder_norms
 from sae_lens_afa.interop._calibration import ThresholdCalibration
 from sae_lens_afa.interop._comparison import compare, cross_entropies
+from sae_lens_afa.interop._fitted_encoder import fit_encoder
 from sae_lens_afa.interop._split import ActivationSplit
 from sae_lens_afa.interop.agreement import METADATA_KEY, JumpReLUReport
 from sae_lens_afa.loading.inference import inference_view
@@ -59,12 +60,16 @@ def export_jumprelu(
     (see `ThresholdCalibration`): what makes active sets agree. It does not keep L0, nor the features' rates; the report
     says how all of it came out for this SAE.
 
+    An SAE without an encoder (`afa_pursuit`) gets one, fitted to reconstruct with its dictionary, and one threshold
+    that keeps its mean L0 (see `fit_encoder`): what one matmul can do, which is less. That takes minutes, and more
+    tokens than thresholds do, 100,000 or more; they are held in memory.
+
     A feature that no calibration token selected gets the largest pre-activation it was seen with, but at least
     the median threshold of the others (in units of the decoder norm). 16,384 tokens are plenty.
 
     Args:
-        sae: A `top_afa`, `afa_threshold` or `topk` SAE, for training (exported as it would be saved for inference) or
-            for inference; not changed.
+        sae: A `top_afa`, `afa_threshold`, `afa_pursuit` or `topk` SAE, for training (exported as it would be saved for
+            inference) or for inference; not changed.
         activations: Raw hook-point values [..., d_in] (hook_z: [..., heads, d_head]), or an iterable of such
             batches, which is read once. The SAE's own normalisation is applied. Every fifth block of 128 tokens is held
             out for the report (at most 16,384 tokens); below 640 tokens the report is of the calibration tokens
@@ -76,7 +81,8 @@ def export_jumprelu(
         progress: Show a progress bar.
 
     Returns:
-        An independent SAE on the same device, with the same weights, dtype, input handling and metadata.
+        An independent SAE on the same device, with the same weights, dtype, input handling and metadata; but for an
+        encoder that is fitted.
         `jumprelu_report` reads the report of how good it is from `cfg.metadata.jumprelu_export`.
 
     Raises:
@@ -105,17 +111,24 @@ def export_jumprelu(
             check_hook(model, hook, original.cfg.d_in, original.cfg.metadata.hook_head_index)
     prompts = [] if activation_store is None else _next_prompts(activation_store, cross_entropy_tokens)
     split = ActivationSplit(SAESpace(original), activations, batch_size)
-    calibration = _calibrate(original, split, progress=progress)
-    export = with_thresholds(original, calibration.thresholds(decoder_norms(original.W_dec)))
+    if has_encoder(original):
+        calibration = _calibrate(original, split, progress=progress)
+        never_selected = calibration.never_selected()
+        export = with_thresholds(original, calibration.thresholds(decoder_norms(original.W_dec)))
+    else:
+        fitted = fit_encoder(original, split.calibration(), progress=progress)
+        never_selected = fitted.never_selected
+        export = with_thresholds(original, fitted.threshold, W_enc=fitted.W_enc, b_enc=fitted.b_enc)
     measured: dict[str, Any] = compare(original, export, split.judging())
     if model is not None and activation_store is not None:
         measured |= cross_entropies(original, export, model, prompts, dict(activation_store.model_kwargs))
     report = JumpReLUReport(
         original_architecture=original.cfg.architecture(),
-        thresholds="per_feature",
+        thresholds="per_feature" if has_encoder(original) else "global",
+        encoder="original" if has_encoder(original) else "fitted",
         n_calibration_tokens=split.n_calibration,
         held_out=split.held_out,
-        n_never_selected=int(calibration.never_selected().sum()),
+        n_never_selected=int(never_selected.sum()),
         **measured,
     )
     export.cfg.metadata[METADATA_KEY] = report.to_dict()
@@ -147,14 +160,22 @@ def check_exportable(sae: SAE[Any]) -> None:
         )
 
 
-def with_thresholds(sae: SAE[Any], threshold: Tensor) -> JumpReLUSAE:
-    """Return an independent `jumprelu` SAE with the weights, settings and metadata of `sae`, and these thresholds."""
+def has_encoder(sae: SAE[Any]) -> bool:
+    """Tell whether an SAE has an encoder among its weights."""
+    return "W_enc" in sae.state_dict()
+
+
+def with_thresholds(sae: SAE[Any], threshold: Tensor, **encoder: Tensor) -> JumpReLUSAE:
+    """Return an independent `jumprelu` SAE with the weights, settings and metadata of `sae`, and these thresholds.
+
+    `encoder`, with W_enc and b_enc, is taken in place of the SAE's own.
+    """
     config = JumpReLUSAEConfig(**{name: getattr(sae.cfg, name) for name in _CARRIED_FIELDS}, device="meta")
     config.metadata = deepcopy(sae.cfg.metadata)
     export = JumpReLUSAE(config)
-    weights = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in sae.state_dict().items()}
-    b_enc = weights.pop("b_enc", torch.zeros_like(threshold))
-    export.load_state_dict({**weights, "b_enc": b_enc, "threshold": threshold}, assign=True)
+    given = {"b_enc": torch.zeros_like(threshold), **sae.state_dict(), **encoder, "threshold": threshold}
+    weights = {name: given[name].clone(memory_format=torch.contiguous_format) for name in export.state_dict()}
+    export.load_state_dict(weights, assign=True)
     return export.to(device=sae.device)
 
 

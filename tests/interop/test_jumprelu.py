@@ -402,7 +402,7 @@ def test_the_random_state_is_left_alone():
         (
             lambda: StandardSAE(StandardSAEConfig(d_in=4, d_sae=8)),
             ValueError,
-            "takes top_afa, afa_threshold, topk SAEs, got 'standard'",
+            "takes top_afa, afa_threshold, afa_pursuit, topk SAEs, got 'standard'",
         ),
         (
             lambda: BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=4, d_sae=8, k=2)),
