@@ -68,6 +68,8 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     `TrainingInterrupted` says where it is. A second signal stops at once. The mixing buffer and the random state are
     not part of SAELens' checkpoints: a resumed run sees other batches of the same text than an uninterrupted one.
 
+    What a configuration of this package leaves to the length of the run is set in `cfg.sae` (`growth_steps`).
+
     A loss or weight that is not finite stops the run with `TrainingDivergedError`; checkpoints before it are kept.
 
     Args:
@@ -119,6 +121,8 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
                 setattr(cfg, field, str(path))
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
+        if (set_for_run := getattr(cfg.sae, "set_for_run", None)) is not None:
+            set_for_run(cfg.total_training_steps)
         warn_of_settings(cfg)
         own = (override_dataset, override_model) != (None, None)
         if override_sae is None and cfg.from_pretrained_path is None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from datasets import Dataset
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
-from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import BUNDLED_MODEL
 from sae_lens_afa.loading.models import check_context, load_language_model
 from sae_lens_afa.loading.saes import shared_metadata
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
 
 SAEs: TypeAlias = Mapping[str, SAE[Any]]
 

@@ -88,7 +88,10 @@ class Run:
             if name not in known:
                 raise ValueError(f"architecture {self.architecture!r} has no setting {name!r}{_near(name, known)}.")
         try:
-            return config_class(**{"d_in": d_in, "d_sae": d_sae, "device": device, **given})
+            config = config_class(**{"d_in": d_in, "d_sae": d_sae, "device": device, **given})
+            if self.steps is not None and hasattr(config, "set_for_run"):
+                config.set_for_run(self.steps)
+            return config
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error
 

@@ -38,7 +38,7 @@ class CardOptions:
 
 def base_model_id(model_name: Any) -> str | None:
     """Return the Hub's id of a model by its name in TransformerLens; None where it has none (a local folder, a toy)."""
-    from transformer_lens.supported_models import MODEL_ALIASES
+    from transformer_lens.loading_from_pretrained import MODEL_ALIASES  # pyright: ignore[reportPrivateImportUsage]
 
     name = short_name(model_name)
     if name is None:

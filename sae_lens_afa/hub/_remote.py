@@ -118,7 +118,7 @@ def read_snapshot(
     """
     check_repo_id(repo_id)
     doing = f"cannot read {repo_id}" + (f" at revision {revision!r}" if revision else "")
-    if use_cache and constants.is_offline_mode() and (cached := _cached(repo_id, revision)) is not None:
+    if use_cache and _offline() and (cached := _cached(repo_id, revision)) is not None:
         return cached
     try:
         info = attempt(lambda: HfApi().model_info(repo_id, revision=revision, files_metadata=True, token=token), doing)
@@ -204,6 +204,12 @@ def _note_revision(snapshot: Snapshot) -> None:
     if not ref.is_file() or ref.read_text() != snapshot.commit:
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(snapshot.commit)
+
+
+def _offline() -> bool:
+    """Tell whether huggingface_hub is kept from the network; before 1.0 it decided that when it was imported."""
+    decide = getattr(constants, "is_offline_mode", None)
+    return constants.HF_HUB_OFFLINE if decide is None else decide()
 
 
 def _cached(repo_id: str, revision: str | None) -> Snapshot | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from sae_lens import ActivationsStore
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE
 from sae_lens.saes.sae import SAE
 from torch import Tensor
-from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
@@ -23,6 +22,9 @@ from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, e
 from sae_lens_afa.loading.activations import read_activations
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.loading.saes import load_sae
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
 
 
 def export_to_folder(

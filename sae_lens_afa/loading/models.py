@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from sae_lens.load_model import load_model
 from safetensors import SafetensorError
-from transformer_lens.loading_from_pretrained import get_pretrained_model_config
-from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
+
+# TransformerLens 2 has these names here, 3 here too.
+from transformer_lens.loading_from_pretrained import (
+    OFFICIAL_MODEL_NAMES,  # pyright: ignore[reportPrivateImportUsage]
+    get_pretrained_model_config,
+)
 from transformers import AutoConfig
 
 from sae_lens_afa.loading.gpt2_folder import load_gpt2_folder

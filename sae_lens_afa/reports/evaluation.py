@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 from sae_lens.saes.sae import SAE
-from transformer_lens.HookedRootModule import HookedRootModule
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
@@ -18,6 +17,9 @@ from sae_lens_afa.evals.sae_space import architecture_of
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.reports.folder import EvalReport, write_report
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
 
 
 def evaluate_saes(

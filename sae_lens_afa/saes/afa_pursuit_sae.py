@@ -38,6 +38,8 @@ __all__ = [
 
 # Share of the latents that a dictionary starts with, and how often it grows on its way to all of them.
 _SEED, _GROWTHS = 1 / 16, 40
+# Over which part of a run it grows, or over how many steps where the run's length is not known.
+_GROWTH_SHARE, _GROWTH_STEPS = 0.4, 1000
 
 
 @dataclass(kw_only=True)
@@ -175,7 +177,8 @@ class AFAPursuitTrainingSAEConfig(_RuleConfig, ReseedingConfig):
         weak_selection: As in `AFAPursuitSAEConfig`.
         max_stages: As in `AFAPursuitSAEConfig`.
         growth_steps: Steps over which the dictionary grows from a sixteenth of its latents to all: new ones take the
-            directions of what those before them leave over. Training should be longer than that. 0: all from the start.
+            directions of what those before them leave over. None: two fifths of the run, where the runner says how
+            long it is (`set_for_run`: this package's and sweeps do), else 1,000. 0: all from the start.
         reseed_steps: Every so many steps, the latents that the trainer counts as dead take the directions of what badly
             reconstructed tokens lack (see `sae_lens_afa.saes._reseed`). 0: never.
         decoder_init_norm: None or 1: decoder rows start, as they stay, at norm 1.
@@ -190,12 +193,18 @@ class AFAPursuitTrainingSAEConfig(_RuleConfig, ReseedingConfig):
         (1.0, 'none')
     """
 
-    growth_steps: int = 1000
+    growth_steps: int | None = None
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer(self, "growth_steps", at_least=0)
+        if self.growth_steps is not None:
+            check_integer(self, "growth_steps", at_least=0)
+
+    def set_for_run(self, steps: int) -> None:
+        """Set what is not given and depends on how many steps a run has: how long the dictionary grows."""
+        if self.growth_steps is None:
+            self.growth_steps = int(_GROWTH_SHARE * steps)
 
 
 class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -257,9 +266,13 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
         if not bool(self.typical_norm):
             self.typical_norm.copy_(torch.linalg.vector_norm(rows - self.b_dec, dim=-1).mean())
 
+    @property
+    def _growth_steps(self) -> int:
+        return _GROWTH_STEPS if self.cfg.growth_steps is None else self.cfg.growth_steps
+
     def _size_at(self, step: int) -> int:
         """Return how many latents the dictionary is to have at a step."""
-        grown = min(1.0, step / self.cfg.growth_steps) if self.cfg.growth_steps > 0 else 1.0
+        grown = min(1.0, step / self._growth_steps) if self._growth_steps > 0 else 1.0
         return math.ceil(self.cfg.d_sae * (_SEED + (1 - _SEED) * grown))
 
     @uncompiled
@@ -268,7 +281,7 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
     def latents_to_place(self, step_input: TrainStepInput) -> Tensor | None:
         """Return the latents that are due by the growth of the dictionary, and from time to time the dead ones."""
         dead, step = super().latents_to_place(step_input), step_input.n_training_steps
-        if self.cfg.growth_steps == 0 or (dead is None and step % max(1, self.cfg.growth_steps // _GROWTHS) != 0):
+        if self._growth_steps == 0 or (dead is None and step % max(1, self._growth_steps // _GROWTHS) != 0):
             return dead
         unborn = ~(self.W_dec != 0).any(-1)
         due = unborn & (unborn.cumsum(0) <= self._size_at(step) - (~unborn).sum())

@@ -142,10 +142,10 @@ def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
                 f"{field.name} is {value}, but the run has {steps} steps: it ends before the warm-up does, and the SAE"
                 f" is saved with settings that it was not trained for. Set {field.name} to {steps // 2} or less.",
             )
-        if field.name == "growth_steps" and value >= steps:
+        if field.name == "growth_steps" and isinstance(value, int) and value >= steps:
             warn(
                 f"growth_steps is {value}, but the run has {steps} steps: it ends before the dictionary has all of its"
-                f" latents, and the rest stay zero. Set growth_steps to {steps // 3} or so.",
+                f" latents, and the rest stay zero. Set growth_steps to {steps * 2 // 5} or so.",
             )
         if field.name == "feature_choice_start_step" and value >= steps:
             warn(

@@ -49,6 +49,14 @@ def test_an_arm_may_have_learning_rates_of_its_own():
     assert [run.lr for run in Arm("topk", "k", (4,)).runs(rates=(1.0, 2.0))] == [1.0, 2.0]
 
 
+def test_what_an_arm_leaves_to_the_length_of_the_run_is_set():
+    growths = [
+        Arm("afa_pursuit", "threshold_scale", (1,), settings).runs(steps)[0].sae_config(8, 16).growth_steps
+        for settings, steps in (({}, 500), ({}, None), ({"growth_steps": 7}, 500))
+    ]
+    assert growths == [200, None, 7]
+
+
 def test_settings_that_count_steps_change_with_a_budget_where_an_arm_says_for_which_they_are():
     settings = {"growth_steps": 1000, "threshold_scale": 1.0}
     given, scaled = (Arm("afa_pursuit", "norm_floor", (0.1,), settings, at_steps=at) for at in (None, 2500))

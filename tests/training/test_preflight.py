@@ -157,7 +157,10 @@ SIZES = {"d_in": 192, "d_sae": 64}
     ("sae", "message"),
     [
         (AFAThresholdTrainingSAEConfig(**SIZES), "threshold_warm_up_steps is 1000, but the run has 6 steps.*3 or less"),
-        (AFAPursuitTrainingSAEConfig(**SIZES), "growth_steps is 1000, but the run has 6 steps.*Set growth_steps to 2"),
+        (
+            AFAPursuitTrainingSAEConfig(**SIZES, growth_steps=1000),
+            "growth_steps is 1000, but the run has 6 steps.*Set growth_steps to 2",
+        ),
         (StandardTrainingSAEConfig(**SIZES, l1_warm_up_steps=6), "l1_warm_up_steps is 6, but the run has 6 steps"),
         (
             FeatureChoiceTrainingSAEConfig(**SIZES, k=4, feature_choice_start_step=50),
@@ -171,6 +174,15 @@ def test_phases_longer_than_the_run_are_warned_of_at_the_start(tmp_path, model, 
     with pytest.warns(UserWarning, match=message) as warned:
         InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
     assert __file__ in {warning.filename for warning in warned}  # it points at the user's line
+
+
+def test_a_dictionary_grows_over_two_fifths_of_the_run_unless_told_otherwise(tmp_path, model, dataset, recwarn):
+    for given, expected in ((None, 2), (3, 3), (0, 0)):
+        cfg = runner_config(tmp_path)
+        cfg.sae = AFAPursuitTrainingSAEConfig(**SIZES, growth_steps=given)
+        runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
+        assert runner.sae.cfg.growth_steps == expected
+    assert not any("growth_steps" in str(warning.message) for warning in recwarn)
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
