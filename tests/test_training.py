@@ -229,6 +229,7 @@ def test_works_at_hook_z(tmp_path, model, dataset):
 
 
 def test_works_in_a_transformer_bridge(model, sae):
+    pytest.importorskip("transformer_lens.model_bridge", reason="came with TransformerLens 3")
     from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 
     bridge = SAETransformerBridge.boot_transformers(str(model_folder()), device="cpu", dtype=torch.float32)

@@ -26,6 +26,7 @@ _PAUSES = (0.5, 1.0, 2.0)
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 # Exceptions that huggingface_hub, its transfer library and the disk raise; anything else is a fault of this package.
 _KNOWN = (OSError, RuntimeError, HFValidationError)
+_HTTP_LIBRARIES = ("httpx", "httpx2", "requests", "urllib3")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -130,8 +131,8 @@ def _cause_with_status(error: Exception) -> Exception | None:
 
 
 def _is_transport(error: Exception) -> bool:
-    # huggingface_hub lets the exceptions of its HTTP library through: httpx, or httpx2.
-    return any(base.__module__.partition(".")[0] in ("httpx", "httpx2") for base in type(error).__mro__)
+    # huggingface_hub lets the exceptions of its HTTP library through; before 1.0 that was requests.
+    return any(base.__module__.partition(".")[0] in _HTTP_LIBRARIES for base in type(error).__mro__)
 
 
 def _is_passing(error: Exception) -> bool:

@@ -108,7 +108,7 @@ def _cut(ordered: NDArray[np.float32], target: NDArray[np.float64]) -> _Cut:
 def _is_plain(
     peak: NDArray[np.float32],
     lowest: NDArray[np.float32],
-    highest: NDArray[np.floating[Any]],
+    highest: NDArray[Any],  # float32 or float64
     target: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
     """Tell which rows are finite, with squares within float32's range (or without any positive entry)."""

@@ -8,7 +8,6 @@ import pytest
 import torch
 from datasets import Dataset
 from sae_lens import ActivationsStore
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from sae_lens.saes.sae import SAE, SAEMetadata
 from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 
@@ -239,6 +238,9 @@ def test_hooks_in_what_is_attached_stay(model, store, attached):
 
 
 def test_off_a_transformer_bridge(model):
+    pytest.importorskip("transformer_lens.model_bridge", reason="came with TransformerLens 3")
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
     bridge = SAETransformerBridge.boot_transformers(str(model_folder()), device="cpu", dtype=torch.float32)
     ids = torch.tensor([[5, 6, 7]])
     clean = bridge(ids)

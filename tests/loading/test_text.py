@@ -81,9 +81,18 @@ def test_a_name_that_is_no_path_is_left_to_the_hub():
         ({"broken.jsonl": '{"text": "x"\n{"te'}, "broken.jsonl", r"broken\.jsonl cannot be read"),
         ({"broken.parquet": "x"}, "broken.parquet", r"broken\.parquet cannot be read"),
         ({"broken.txt.gz": "x"}, "broken.txt.gz", r"broken\.txt\.gz cannot be read"),
-        ({"a.json": "[1, 2]"}, "a.json", r"'text' must hold strings, it holds Value\('int64'\)"),
-        ({"a.jsonl": '{"text": "x"}\n{"text": 3}'}, "a.jsonl", "'text' must hold strings, it holds Json"),
-        ({"a/1.jsonl": '{"text": "x"}', "a/2.jsonl": '{"body": "y"}'}, "a", "its rows have different columns"),
+        # The alternatives are those of datasets 3, which refuses to read such files.
+        ({"a.json": "[1, 2]"}, "a.json", r"'text' must hold strings, it holds Value\(.*'int64'"),
+        (
+            {"a.jsonl": '{"text": "x"}\n{"text": 3}'},
+            "a.jsonl",
+            r"('text' must hold strings, it holds Json|a\.jsonl cannot be read)",
+        ),
+        (
+            {"a/1.jsonl": '{"text": "x"}', "a/2.jsonl": '{"body": "y"}'},
+            "a",
+            "(its rows have different columns|a cannot be read)",
+        ),
         ({"folder/notes.md": "x"}, "folder", "folder has no data: give a file"),
         ({"folder/a.txt": "x", "folder/b.jsonl": "{}"}, "folder", "files of several kinds"),
     ],
