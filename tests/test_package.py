@@ -212,6 +212,7 @@ def test_the_package_declares_its_command_and_its_plugin():
     found = sorted((p.name, p.value) for p in points.select(group="sae_lens.architectures"))
     assert found == sorted((entry.name, "sae_lens_afa") for entry in ARCHITECTURES), "listed since it was installed?"
     assert sae_lens_afa.__version__ == PROJECT["version"]
+    assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text().splitlines()
 
 
 def test_the_changelog_has_an_entry_for_this_version():
