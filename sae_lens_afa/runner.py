@@ -121,8 +121,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
                 setattr(cfg, field, str(path))
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
-        if (set_for_run := getattr(cfg.sae, "set_for_run", None)) is not None:
-            set_for_run(cfg.total_training_steps)
+        for config in (cfg.sae, *([] if override_sae is None else [override_sae.cfg])):
+            if (set_for_run := getattr(config, "set_for_run", None)) is not None:
+                set_for_run(cfg.total_training_steps)
         warn_of_settings(cfg)
         own = (override_dataset, override_model) != (None, None)
         if override_sae is None and cfg.from_pretrained_path is None:

@@ -86,7 +86,7 @@ def _keep(path: Path, write: Callable[[Path], object]) -> None:
 
 def _draw(world: str, pool: int, path: Path) -> None:
     """Write `pool` samples to a .npy file, a few at a time."""
-    model, draw = made(world), OwnRandom("pool", 0)
+    model, draw = made(world, "cpu"), OwnRandom("pool", 0)
     shape = (pool, WORLDS[world].hidden_dim)
     file: Any = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
     for start in tqdm(range(0, pool, _BATCH), desc=f"{world}: {pool:,} samples, kept in {cache_folder()}"):

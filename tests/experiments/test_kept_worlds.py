@@ -49,6 +49,11 @@ def test_a_world_is_made_once_and_comes_back_as_it_was(bench, cache, monkeypatch
     assert [path.name.rpartition("-")[0] for path in cache.iterdir()] == ["bench"]
 
 
+def test_features_made_quasi_orthogonal_on_another_device_are_the_same_ones():
+    # The CPU by another name takes the way that a GPU takes.
+    assert torch.equal(drawn(WORLDS["tiny"].make("cpu:0"), 50), drawn(WORLDS["tiny"].make(), 50))
+
+
 def test_another_configuration_is_another_world(bench, cache, monkeypatch):
     made("bench")
     made.cache_clear()

@@ -12,6 +12,7 @@ from runs import runner_config
 from sae_lens import BatchTopKTrainingSAEConfig, StandardTrainingSAEConfig, TopKTrainingSAEConfig, TrainingSAE
 
 from sae_lens_afa import (
+    AFAPursuitTrainingSAE,
     AFAPursuitTrainingSAEConfig,
     AFAThresholdTrainingSAEConfig,
     FeatureChoiceTrainingSAEConfig,
@@ -182,6 +183,11 @@ def test_a_dictionary_grows_over_two_fifths_of_the_run_unless_told_otherwise(tmp
         cfg.sae = AFAPursuitTrainingSAEConfig(**SIZES, growth_steps=given)
         runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset)
         assert runner.sae.cfg.growth_steps == expected
+    cfg = runner_config(tmp_path)
+    cfg.sae = AFAPursuitTrainingSAEConfig(**SIZES)
+    own = AFAPursuitTrainingSAE(AFAPursuitTrainingSAEConfig(**SIZES))
+    runner = InterruptibleTrainingRunner(cfg, override_model=model, override_dataset=dataset, override_sae=own)
+    assert runner.sae.cfg.growth_steps == 2
     assert not any("growth_steps" in str(warning.message) for warning in recwarn)
 
 
