@@ -1,24 +1,26 @@
-"""The flags of `sae-lens-afa train`: those of SAELens' runner, without abbreviations, and `--overwrite`."""
+"""The flags of `sae-lens-afa train`: those of SAELens' runner, without abbreviations, `--config` and `--overwrite`."""
 
 from __future__ import annotations
 
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, make_dataclass
+from dataclasses import field, fields, make_dataclass
 from functools import partial
 from itertools import pairwise, zip_longest
 from typing import Any
 
-from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 from simple_parsing import ArgumentParser, subgroups
 
+from sae_lens_afa.cli.config_file import config_of, read_settings
 from sae_lens_afa.loading.names import did_you_mean, near
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 _RESUME = "--resume_from_checkpoint"
 _OVERWRITE = "--overwrite"
+_CONFIG, _ARCHITECTURE = "--config", "--architecture"
 # Flags that may stand beside a checkpoint whose run goes on with its own settings: another machine has other devices.
 _WITH_RESUME = ("--device", "--output_path")
 # SAELens' own sizes, by which its flags get their defaults.
@@ -29,8 +31,9 @@ def train_with_flags(args: Sequence[str]) -> str:
     """Train an SAE as these flags say.
 
     Args:
-        args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--resume-from-checkpoint
-            FOLDER` beside no others than `--device` and `--output-path` continues a run with its own settings.
+        args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--config FILE` gives what
+            no flag gives; `--resume-from-checkpoint FOLDER` beside no others than `--device` and `--output-path`
+            continues a run with its own settings.
 
     Returns:
         Text for the terminal: where the SAE is and how good it is.
@@ -47,6 +50,8 @@ def train_with_flags(args: Sequence[str]) -> str:
     if _RESUME in flags and flags.keys() <= {_RESUME, *_WITH_RESUME}:
         cfg = config_from_checkpoint(flags.pop(_RESUME), device=flags.get("--device"))
         cfg.output_path = flags.get("--output_path", cfg.output_path)
+    elif _CONFIG in flags:
+        cfg = _config_from_file(parts, flags)
     else:
         cfg = parse_config(args)
     runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite)
@@ -55,6 +60,22 @@ def train_with_flags(args: Sequence[str]) -> str:
         return f"\n{runner.summary()}"
     except TypeError as error:  # an architecture that AFA does not judge
         return f"\nsaved in {cfg.output_path} ({error})"
+
+
+def _config_from_file(parts: Sequence[str], flags: Mapping[str, str | None]) -> LanguageModelSAERunnerConfig[Any]:
+    """Return the configuration of `--config FILE`, with the other flags in place of what the file says."""
+    path = flags[_CONFIG]
+    if path is None or path.startswith("--"):
+        raise ValueError(f"{_CONFIG} needs a file: YAML or JSON, by SAELens' names of settings.")
+    settings = read_settings(path)
+    at = parts.index(_CONFIG)
+    args = [*parts[:at], *parts[at + 2 :]]
+    if settings["sae"]["architecture"] != flags.get(_ARCHITECTURE, settings["sae"]["architecture"]):
+        raise ValueError(f"{_ARCHITECTURE} and {path} name two architectures: give one.")
+    if _ARCHITECTURE not in flags:
+        args = [_ARCHITECTURE, settings["sae"]["architecture"], *args]
+    given = [part[2:] for part in args if part.startswith("--") and part != _ARCHITECTURE]
+    return config_of(settings, parse_config(args), given, path)
 
 
 def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
@@ -82,13 +103,20 @@ def _parser() -> ArgumentParser:
         name: partial(config, d_in=_D_IN, d_sae=_D_SAE) for name, (_, config) in SAE_TRAINING_CLASS_REGISTRY.items()
     }
     sae: Any = subgroups(dict(groups), default="standard", alias="--architecture")
-    config = make_dataclass("RunnerConfig", [("sae", TrainingSAEConfig, sae)], bases=(LanguageModelSAERunnerConfig,))
+    # Not SAELens' default: a first run must not ask for an account.
+    logger: Any = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
+    own = [("sae", TrainingSAEConfig, sae), ("logger", LoggingConfig, logger)]
+    config = make_dataclass("RunnerConfig", own, bases=(LanguageModelSAERunnerConfig,))
     parser = _Parser(
         prog="sae-lens-afa train",
         description="Train an SAE of any architecture. --resume_from_checkpoint FOLDER on its own continues a run with"
         " its own settings.",
         allow_abbrev=False,
         exit_on_error=False,
+    )
+    parser.add_argument(
+        _CONFIG,
+        help="YAML or JSON by these names, the SAE's under `sae`, as in a run's runner_cfg.json.",
     )
     parser.add_argument(_OVERWRITE, action="store_true", help="Replace an SAE in --output_path.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")

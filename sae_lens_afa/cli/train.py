@@ -15,6 +15,8 @@ FLAGS = {"overwrite": "--overwrite", "device": "--device"}
 def train(ctx: typer.Context) -> None:
     """Train an SAE of any architecture (--architecture afa_threshold ...): every flag of SAELens' runner, see --help.
 
+    --config FILE.yaml has what no flag gives; the runner_cfg.json beside an SAE is such a file.
+
     --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
     """
     from sae_lens_afa.cli.runner_flags import train_with_flags

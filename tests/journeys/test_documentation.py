@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 # tests/test_extending.py runs.
 DOCS = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "extending.md"]
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in DOCS)]
-DRAWINGS = ("text", "mermaid")
+DRAWINGS = ("text", "mermaid", "yaml")  # tests/cli/test_config_file.py reads the last
 
 # What is put in place of GPT-2, OpenWebText, an accelerator and hours of computing. Nothing else is changed.
 SUBSTITUTIONS = [
