@@ -51,7 +51,7 @@ def train_with_flags(args: Sequence[str]) -> str:
         cfg = config_from_checkpoint(flags.pop(_RESUME), device=flags.get("--device"))
         cfg.output_path = flags.get("--output_path", cfg.output_path)
     elif _CONFIG in flags:
-        cfg = _config_from_file(parts, flags)
+        cfg = _config_from_file(args)
     else:
         cfg = parse_config(args)
     runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite)
@@ -62,20 +62,22 @@ def train_with_flags(args: Sequence[str]) -> str:
         return f"\nsaved in {cfg.output_path} ({error})"
 
 
-def _config_from_file(parts: Sequence[str], flags: Mapping[str, str | None]) -> LanguageModelSAERunnerConfig[Any]:
+def _config_from_file(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
     """Return the configuration of `--config FILE`, with the other flags in place of what the file says."""
-    path = flags[_CONFIG]
-    if path is None or path.startswith("--"):
+    at = next(i for i, arg in enumerate(args) if _name(arg) == _CONFIG)
+    joined = "=" in args[at]
+    path = args[at].partition("=")[2] if joined else (*args[at + 1 : at + 2], "--")[0]
+    if not path or path.startswith("--"):
         raise ValueError(f"{_CONFIG} needs a file: YAML or JSON, by SAELens' names of settings.")
+    rest = [*args[:at], *args[at + (1 if joined else 2) :]]
     settings = read_settings(path)
-    at = parts.index(_CONFIG)
-    args = [*parts[:at], *parts[at + 2 :]]
-    if settings["sae"]["architecture"] != flags.get(_ARCHITECTURE, settings["sae"]["architecture"]):
+    architecture = settings["sae"]["architecture"]
+    given = [_name(arg) for arg in rest if arg.startswith("--")]
+    if _ARCHITECTURE not in given:
+        rest = [_ARCHITECTURE, architecture, *rest]
+    elif _architecture(rest) != architecture:
         raise ValueError(f"{_ARCHITECTURE} and {path} name two architectures: give one.")
-    if _ARCHITECTURE not in flags:
-        args = [_ARCHITECTURE, settings["sae"]["architecture"], *args]
-    given = [part[2:] for part in args if part.startswith("--") and part != _ARCHITECTURE]
-    return config_of(settings, parse_config(args), given, path)
+    return config_of(settings, parse_config(rest), [name.removeprefix("--") for name in given], path)
 
 
 def parse_config(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
@@ -163,6 +165,11 @@ def _explain(unknown: Sequence[str], architecture: str, known: Sequence[str]) ->
     if having:
         return f"{architecture} has no {flag}; it is an option of {', '.join(having)}."
     return f"unknown flag {flag}{did_you_mean(flag, known, n=1) or '; see sae-lens-afa train --help.'}"
+
+
+def _name(arg: str) -> str:
+    """Return the flag of an argument, without its value."""
+    return arg.partition("=")[0]
 
 
 def _parts(args: Sequence[str]) -> list[str]:

@@ -52,8 +52,9 @@ def test_a_run_by_flags_by_file_and_by_its_own_file_is_the_same(tmp_path, text, 
     assert again.code == 0, again.stderr
     assert same(weights(tmp_path / "out"), weights(tmp_path / "by-file"))
     assert same(weights(tmp_path / "out"), weights(tmp_path / "again"))
-    other = run("train", "--config", "out/runner_cfg.json", "--output_path", "other", "--seed", "7")
+    other = run("train", "--config", "out/runner_cfg.json", "--output_path=a=b", "--seed", "7")
     assert other.code == 0
+    (tmp_path / "a=b").rename(tmp_path / "other")
     assert not same(weights(tmp_path / "out"), weights(tmp_path / "other"))
     ran = json.loads(Path("other/runner_cfg.json").read_text())
     assert (ran["seed"], ran["sae"]["afa_coefficient"], ran["logger"]["log_to_wandb"]) == (7, 0.0625, False)
@@ -128,6 +129,8 @@ def test_what_is_wrong_with_a_file_is_one_line(content, message, run):
     ("args", "message"),
     [
         (["--config"], "--config needs a file"),
+        (["--config="], "--config needs a file"),
+        (["--config=run.yaml", "--architecture=topk"], "--architecture and run.yaml name two architectures"),
         (["--config", "--lr", "1"], "--config needs a file"),
         (["--config", "run.yaml", "--architecture", "topk"], "--architecture and run.yaml name two architectures"),
         (["--config", "run.yaml", "--k", "4"], "top_afa has no --k"),
