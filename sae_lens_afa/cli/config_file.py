@@ -29,8 +29,12 @@ _NumbersAsWritten.add_implicit_resolver(
 )
 
 
-def read_settings(path: str | Path) -> Settings:
+def read_settings(path: str | Path, architecture: str = "standard") -> Settings:
     """Return the settings of a file, whose names and types are right: fields of the runner, `sae` and `logger`.
+
+    Args:
+        path: The file.
+        architecture: Of the SAE, where the file does not say it.
 
     Raises:
         ValueError, OSError: one line that names the file and what is wrong with it.
@@ -43,7 +47,7 @@ def read_settings(path: str | Path) -> Settings:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from None
     settings = _mapping(path, "the file", settings)
-    sae = {"architecture": "standard", **_mapping(path, "sae", settings.get("sae"))}
+    sae = {"architecture": architecture, **_mapping(path, "sae", settings.get("sae"))}
     logger = {"log_to_wandb": False, **_mapping(path, "logger", settings.get("logger"))}
     if sae["architecture"] not in SAE_TRAINING_CLASS_REGISTRY:
         hint = near(str(sae["architecture"]), SAE_TRAINING_CLASS_REGISTRY)

@@ -70,9 +70,9 @@ def _config_from_file(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
     if not path or path.startswith("--"):
         raise ValueError(f"{_CONFIG} needs a file: YAML or JSON, by SAELens' names of settings.")
     rest = [*args[:at], *args[at + (1 if joined else 2) :]]
-    settings = read_settings(path)
-    architecture = settings["sae"]["architecture"]
     given = [_name(arg) for arg in rest if arg.startswith("--")]
+    settings = read_settings(path, _architecture(rest))
+    architecture = settings["sae"]["architecture"]
     if _ARCHITECTURE not in given:
         rest = [_ARCHITECTURE, architecture, *rest]
     elif _architecture(rest) != architecture:

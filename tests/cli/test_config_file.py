@@ -141,6 +141,12 @@ def test_a_file_and_flags_that_do_not_go_together(args, message, run):
     assert message in run("train", *args).error
 
 
+def test_a_file_may_leave_the_architecture_to_its_flag(run):
+    Path("run.yaml").write_text("sae: {d_in: 8, d_sae: 16, k: 3}\ntraining_tokens: 100\nn_batches_in_buffer: 64")
+    assert "there is no setting sae.k" in run("train", "--config", "run.yaml").error
+    assert "training_tokens is 100" in run("train", "--config", "run.yaml", "--architecture", "topk").error
+
+
 def test_nothing_is_logged_to_wandb_unless_asked_for():
     assert parse_config(["--lr", "1"]).logger.log_to_wandb is False
     assert parse_config(["--log_to_wandb", "true"]).logger.log_to_wandb is True
