@@ -117,7 +117,7 @@ def test_where_nothing_can_be_kept_it_works_all_the_same(fresh, measured, monkey
 @pytest.mark.parametrize(
     ("dense", "per_density", "expected"),
     [
-        (1.0, 5.0, 0.2),  # a line through the origin meets the matmul at 1 / 5
+        (1.0, 5.0, 0.18),  # a line through the origin meets the matmul at 1 / 5; a tenth less, for caution
         (1.0, 50.0, 0.02),  # where the list never wins, nearly nothing is listed
         (1.0, 0.5, 0.5),  # where it always wins, what was not timed is left to the matmul
     ],
