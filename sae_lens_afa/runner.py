@@ -23,7 +23,14 @@ from sae_lens_afa.loading.models import check_context, check_hook, load_language
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
 from sae_lens_afa.training.checkpoint import check_checkpoint, config_from_checkpoint
 from sae_lens_afa.training.interruption import TrainingInterrupted, stop_request
-from sae_lens_afa.training.preflight import check_disk_space, check_length, check_run, check_same_sae, warn_of_settings
+from sae_lens_afa.training.preflight import (
+    check_disk_space,
+    check_length,
+    check_run,
+    check_same_sae,
+    set_for_run,
+    warn_of_settings,
+)
 from sae_lens_afa.training.saving import save_sae
 from sae_lens_afa.training.summary import TrainingSummary, summarise, warn_of_a_missed_k
 from sae_lens_afa.training.watch import TrainingDivergedError, TrainingWatch
@@ -121,9 +128,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
                 setattr(cfg, field, str(path))
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
-        for config in (cfg.sae, *([] if override_sae is None else [override_sae.cfg])):
-            if (set_for_run := getattr(config, "set_for_run", None)) is not None:
-                set_for_run(cfg.total_training_steps)
+        set_for_run(cfg.sae, cfg.total_training_steps)
+        if override_sae is not None:
+            set_for_run(override_sae.cfg, cfg.total_training_steps)
         warn_of_settings(cfg)
         own = (override_dataset, override_model) != (None, None)
         if override_sae is None and cfg.from_pretrained_path is None:

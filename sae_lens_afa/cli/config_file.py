@@ -29,6 +29,13 @@ _NumbersAsWritten.add_implicit_resolver(
 )
 
 
+def check_architecture(name: Any, what: str) -> None:
+    """Raise ValueError, beginning with `what`, unless SAELens can train an architecture of this name."""
+    if name not in SAE_TRAINING_CLASS_REGISTRY:
+        known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
+        raise ValueError(f"{what} {name!r} is not known{near(str(name), SAE_TRAINING_CLASS_REGISTRY)}; all: {known}.")
+
+
 def read_settings(path: str | Path, architecture: str = "standard") -> Settings:
     """Return the settings of a file, whose names and types are right: fields of the runner, `sae` and `logger`.
 
@@ -49,9 +56,7 @@ def read_settings(path: str | Path, architecture: str = "standard") -> Settings:
     settings = _mapping(path, "the file", settings)
     sae = {"architecture": architecture, **_mapping(path, "sae", settings.get("sae"))}
     logger = {"log_to_wandb": False, **_mapping(path, "logger", settings.get("logger"))}
-    if sae["architecture"] not in SAE_TRAINING_CLASS_REGISTRY:
-        hint = near(str(sae["architecture"]), SAE_TRAINING_CLASS_REGISTRY)
-        raise ValueError(f"--config {path}: sae.architecture {sae['architecture']!r} is not known{hint}.")
+    check_architecture(sae["architecture"], f"--config {path}: sae.architecture")
     beside = {name: sae[name] for name in _BESIDE_FIELDS if name in sae}
     own = {name: value for name, value in sae.items() if name not in _BESIDE_FIELDS}
     runner = {name: value for name, value in settings.items() if name not in ("sae", "logger")}

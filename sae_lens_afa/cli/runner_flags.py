@@ -14,8 +14,8 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAEConfig
 from simple_parsing import ArgumentParser, subgroups
 
-from sae_lens_afa.cli.config_file import config_of, read_settings
-from sae_lens_afa.loading.names import did_you_mean, near
+from sae_lens_afa.cli.config_file import check_architecture, config_of, read_settings
+from sae_lens_afa.loading.names import did_you_mean
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 _RESUME = "--resume_from_checkpoint"
@@ -144,11 +144,7 @@ def _architecture(args: Sequence[str]) -> str:
         ValueError: SAELens does not know it.
     """
     name = next((value for flag, value in pairwise(_parts(args)) if flag == "--architecture"), "standard")
-    if name not in SAE_TRAINING_CLASS_REGISTRY:
-        known = ", ".join(SAE_TRAINING_CLASS_REGISTRY)
-        raise ValueError(
-            f"--architecture {name!r} is not known{near(name, SAE_TRAINING_CLASS_REGISTRY)}; all: {known}."
-        )
+    check_architecture(name, _ARCHITECTURE)
     return name
 
 

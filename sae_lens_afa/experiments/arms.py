@@ -12,6 +12,7 @@ from sae_lens.saes.sae import TrainingSAEConfig
 
 from sae_lens_afa.experiments.steering import TARGET_L0, check_steerable
 from sae_lens_afa.loading.names import did_you_mean
+from sae_lens_afa.training.preflight import set_for_run
 
 _FORM = (
     "expected ARCHITECTURE:FIELD=VALUE,VALUE[;FIELD=VALUE...] as in topk:k=4,8 or LABEL=ARCHITECTURE:...; lr=NUMBER or"
@@ -89,8 +90,8 @@ class Run:
                 raise ValueError(f"architecture {self.architecture!r} has no setting {name!r}{_near(name, known)}.")
         try:
             config = config_class(**{"d_in": d_in, "d_sae": d_sae, "device": device, **given})
-            if self.steps is not None and hasattr(config, "set_for_run"):
-                config.set_for_run(self.steps)
+            if self.steps is not None:
+                set_for_run(config, self.steps)
             return config
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: {error}") from error

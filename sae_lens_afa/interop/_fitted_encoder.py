@@ -17,6 +17,8 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sae_lens_afa.saes.afa_pursuit_sae import token_weight
+
 # What was tried on the bundled model's activations: docs/afa_pursuit.md.
 _LEARNING_RATE, _BATCH, _MIN_STEPS, _PASSES = 3e-3, 1024, 300, 8
 _START = 0.5  # of the decoder's transpose: several features share what each would take alone
@@ -81,8 +83,7 @@ class _Encoder:
         lengths = self.lengths(z)
         values = torch.where(lengths >= self.least(lengths), lengths, 0)
         error = (z - (values / self.norm) @ self.W_dec).square().sum(-1)
-        variance = z.var(-1) if z.shape[-1] > 1 else z.square().squeeze(-1)
-        return torch.where(variance > 1e-6 * variance.mean(), error / variance, 0).mean()
+        return (error * token_weight(z)).mean()
 
     @torch.no_grad()
     def threshold(self, z: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:

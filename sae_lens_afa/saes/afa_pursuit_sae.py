@@ -253,13 +253,13 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
     @override
     def reconstruction_loss(self, x: Tensor, recons: Tensor) -> Tensor:
         """Return the squared error summed over features, weighed by token, mean over tokens."""
-        return ((recons - x).square().sum(-1) * _token_weight(x)).mean()
+        return ((recons - x).square().sum(-1) * token_weight(x)).mean()
 
     @override
     def start_from(self, rows: Tensor, *, is_new: bool) -> None:
         """Set b_dec to the weighed mean of these tokens, the typical norm to theirs, and the dictionary to its seed."""
         if is_new:
-            weight = _token_weight(rows)[:, None]
+            weight = token_weight(rows)[:, None]
             total = weight.sum()
             self.b_dec.copy_((weight * rows).sum(0) / torch.where(total > 0, total, 1))
             self.W_dec[self._size_at(0) :] = 0
@@ -288,7 +288,7 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
         return due if dead is None else due | (dead & ~unborn)
 
 
-def _token_weight(x: Tensor) -> Tensor:
-    """Return 1 / variance of each token's entries; 0 where there is next to none, as in a token of padding."""
+def token_weight(x: Tensor) -> Tensor:
+    """Return 1 / variance of the entries of each token [..., d_in]; 0 where there is next to none, as in padding."""
     variance = x.detach().var(-1) if x.shape[-1] > 1 else x.detach().square().squeeze(-1)
     return torch.where(variance > 1e-6 * variance.mean(), 1 / variance, 0)

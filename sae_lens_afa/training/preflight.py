@@ -126,6 +126,12 @@ def check_same_sae(cfg: TrainingSAEConfig, sae: TrainingSAE[Any]) -> None:
             raise ValueError(f"override_sae has {field} {given!r}, but cfg.sae has {wanted!r}: they must be the same.")
 
 
+def set_for_run(cfg: TrainingSAEConfig, steps: int) -> None:
+    """Let a configuration set what it leaves to the length of a run, if it has a method of this name."""
+    if (set_it := getattr(cfg, "set_for_run", None)) is not None:
+        set_it(steps)
+
+
 def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Warn of what works and is hardly meant: phases longer than the run, and a pursuit without its compiled kernel."""
     steps = cfg.total_training_steps
