@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sae_lens_afa import demo as demo
     from sae_lens_afa import evals as evals
     from sae_lens_afa import experiments as experiments
+    from sae_lens_afa import feature_page as feature_page
     from sae_lens_afa import functional as functional
     from sae_lens_afa import hub as hub
     from sae_lens_afa import interop as interop
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from sae_lens_afa.evals import AFAResult as AFAResult
     from sae_lens_afa.evals import evaluate_activations as evaluate_activations
     from sae_lens_afa.evals import run_afa_evals as run_afa_evals
+    from sae_lens_afa.feature_page import FeaturesReport as FeaturesReport
+    from sae_lens_afa.feature_page import features as features
     from sae_lens_afa.hub import HubError as HubError
     from sae_lens_afa.hub import list_saes as list_saes
     from sae_lens_afa.hub import load as load
@@ -49,11 +52,12 @@ else:
     from sae_lens_afa.architectures import public_classes as _public_classes
 
     _MODULES = (
-        "demo", "evals", "experiments", "functional", "hub", "interop", "loading", "plots", "reports", "runner",
-        "saes", "selection",
+        "demo", "evals", "experiments", "feature_page", "functional", "hub", "interop", "loading", "plots", "reports",
+        "runner", "saes", "selection",
     )  # fmt: skip
     _NAMES = {
         "sae_lens_afa.evals": ("AFAEvaluator", "AFAMetrics", "AFAResult", "evaluate_activations", "run_afa_evals"),
+        "sae_lens_afa.feature_page": ("FeaturesReport", "features"),
         "sae_lens_afa.hub": ("HubError", "list_saes", "load", "push_to_hub"),
         "sae_lens_afa.interop": (
             "JumpReLUReport", "convert_reference_checkpoint", "export_jumprelu", "jumprelu_report",

@@ -21,6 +21,7 @@ SAE_WEIGHTS_FILENAME = "sae_weights.safetensors"
 SPARSITY_FILENAME = "sparsity.safetensors"
 RUNNER_CFG_FILENAME = "runner_cfg.json"
 ACTIVATION_SCALER_CFG_FILENAME = "activation_scaler.json"
+FEATURES_FILENAME = "features.html"  # this package's: the page of an SAE's features
 
 
 def cache_folder() -> Path:

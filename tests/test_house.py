@@ -20,7 +20,7 @@ ORDER = (
     "experiments demo",
     "hub",
     "interop",
-    "reports",
+    "reports feature_page",
     "training runner",
     "plots",
     "evals",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typing_extensions import TypeIs
 
-from sae_lens_afa.cli import convert, demo, evaluate, export, info, list_saes, plot, pull, push, sweep, train
+from sae_lens_afa.cli import convert, demo, evaluate, export, features, info, list_saes, plot, pull, push, sweep, train
 from sae_lens_afa.cli.errors import INTERRUPTED, describe, describe_usage, is_raised_here
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 )
 app.command("eval")(evaluate.evaluate)
 app.command()(plot.plot)
+app.command()(features.features)
 app.command()(push.push)
 app.command()(pull.pull)
 app.command("list")(list_saes.list_saes)

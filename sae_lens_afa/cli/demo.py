@@ -10,6 +10,7 @@ import typer
 
 from sae_lens_afa.cli.options import Device, Overwrite
 from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, DEMO_TOKENS
+from sae_lens_afa.files import FEATURES_FILENAME
 
 
 def demo(
@@ -25,7 +26,7 @@ def demo(
     """Train two SAEs without a k on the bundled language model and text: no network, no account, a few minutes."""
     if "sae_lens" not in sys.modules:
         print("loading torch and SAELens ...", file=sys.stderr, flush=True)
-    from sae_lens_afa.demo import demo_folders, run_demo
+    from sae_lens_afa.demo import demo_folders, features_folder, run_demo
 
     report = run_demo(
         output, tokens=tokens, eval_tokens=eval_tokens, device=device, overwrite=overwrite,
@@ -39,6 +40,7 @@ def demo(
                 f"  ({name}'s L0 is above d_in = {d_in}: the paper's loss pins the norm of the code,\n"
                 "   not how few features carry it)"
             )
+    print(f"\nfeatures of afa_pursuit, to look at in a browser: {features_folder(output) / FEATURES_FILENAME}")
     folders = demo_folders(output)
-    print(f"\nsaved in {' and '.join(map(str, folders))}, judged in {report.folder}; load one with")
+    print(f"saved in {' and '.join(map(str, folders))}, judged in {report.folder}; load one with")
     print(f'  import sae_lens_afa; from sae_lens import SAE; sae = SAE.load_from_disk("{folders[0]}")')

@@ -15,6 +15,9 @@ def push(
     repo_id: Repository,
     sae: Annotated[list[str], typer.Option(help="Folder of a saved SAE, or ID=FOLDER; may be given several times.")],
     metrics: Annotated[list[Path] | None, typer.Option(help="Output folder of `sae-lens-afa eval`.")] = None,
+    features: Annotated[
+        list[str] | None, typer.Option(help="Output folder of `sae-lens-afa features`; of several SAEs ID=FOLDER.")
+    ] = None,
     private: Annotated[bool | None, typer.Option("--private/--public", help="Of a new repository.")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to; created if missing.")] = None,
     tag: Annotated[str | None, typer.Option(help="Tag for the commit.")] = None,
@@ -40,8 +43,8 @@ def push(
         check_demo(activations=activations)
         calibration = demo_model_and_text("cpu")
     url = push_folders(
-        repo_id, sae, metrics=metrics or (), private=private, revision=revision, tag=tag, create_pr=create_pr,
-        license=license, datasets=datasets or (), base_model=base_model or (), commit_message=commit_message,
-        with_jumprelu=with_jumprelu, **calibration,
+        repo_id, sae, metrics=metrics or (), features=features or (), private=private, revision=revision,
+        tag=tag, create_pr=create_pr, license=license, datasets=datasets or (), base_model=base_model or (),
+        commit_message=commit_message, with_jumprelu=with_jumprelu, **calibration,
     )  # fmt: skip
     print(url)

@@ -6,6 +6,6 @@ NOTICE.md in this folder for source and licence.
 
 from sae_lens_afa.demo.chapters import DemoText, load_text
 from sae_lens_afa.demo.model import load_model, model_folder
-from sae_lens_afa.demo.run import demo_folders, run_demo
+from sae_lens_afa.demo.run import demo_folders, features_folder, run_demo
 
-__all__ = ["DemoText", "demo_folders", "load_model", "load_text", "model_folder", "run_demo"]
+__all__ = ["DemoText", "demo_folders", "features_folder", "load_model", "load_text", "model_folder", "run_demo"]

@@ -16,6 +16,7 @@ from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import BUNDLED_MODEL, DEMO_EVAL_TOKENS, DEMO_TOKENS
 from sae_lens_afa.demo.chapters import TEXT_NAME, held_out_dataset, load_text
 from sae_lens_afa.demo.model import load_model
+from sae_lens_afa.feature_page import features_by_name
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.text import text_dataset
 from sae_lens_afa.reports import EvalReport, check_evaluation, evaluate_saes
@@ -26,6 +27,7 @@ from sae_lens_afa.saes.top_afa_sae import TopAFATrainingSAEConfig
 TRAINED = ("top_afa", "afa_pursuit")  # in this order
 HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN, D_SAE, CONTEXT, BATCH = 192, 16 * 192, 128, 2048
+_FEATURES_TOKENS = 16_384  # of the held-out ones: enough for a look
 _CROSS_ENTROPY_TOKENS = 16_384  # of the held-out ones: three passes of the language model for each SAE
 
 
@@ -97,7 +99,7 @@ def run_demo(
 
     Args:
         output: Folder for the top_afa SAE; the other one's has "-afa_pursuit" after its name, that of the evaluation
-            "-eval". Each is written when it is complete, never in part.
+            "-eval", that of the other one's features "-features". Each is written when it is complete, never in part.
         tokens: Training tokens of each, at least one batch of 2,048.
         eval_tokens: Held-out tokens to evaluate on; there are 49,152.
         device: "cpu", "cuda", ...
@@ -128,7 +130,8 @@ def run_demo(
     _check_folders(output, first, overwrite=overwrite)
     judged = output.with_name(f"{output.name}-eval")
     check_evaluation(judged, tokens=eval_tokens, device=device, overwrite=overwrite)
-    say = _announcer(len(TRAINED) + 2 - first, progress=progress)
+    check_output_folder(features_folder(output), overwrite=overwrite)
+    say = _announcer(len(TRAINED) + 3 - first, progress=progress)
     with expected_messages_off():
         say("load the language model and its text")
         model, text = load_model(device), text_dataset(load_text().train)
@@ -144,11 +147,28 @@ def run_demo(
         saes = {
             architecture: SAE.load_from_disk(folder_of(output, architecture), device=device) for architecture in TRAINED
         }
-        return evaluate_saes(
+        report = evaluate_saes(
             saes, judged, model=model, dataset=held_out_dataset(), tokens=eval_tokens,
             cross_entropy_tokens=min(eval_tokens, _CROSS_ENTROPY_TOKENS), device=device, overwrite=overwrite,
             progress=progress,
         )  # fmt: skip
+        say(f"look at the features of {TRAINED[-1]} on {min(eval_tokens, _FEATURES_TOKENS):,} of them")
+        features_by_name(
+            saes[TRAINED[-1]], features_folder(output), name=TRAINED[-1], model=model, dataset=held_out_dataset(),
+            tokens=min(eval_tokens, _FEATURES_TOKENS), device=device, overwrite=overwrite, progress=progress,
+        )  # fmt: skip
+        return report
+
+
+def features_folder(output: str | Path = "runs/demo") -> Path:
+    """Return where the page of the demo's features is: those of afa_pursuit, which are few for a token.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.demo.features_folder("runs/demo").name
+        'demo-features'
+    """
+    return Path(output).with_name(f"{Path(output).name}-features")
 
 
 def _index_of(checkpoint: Path) -> int:

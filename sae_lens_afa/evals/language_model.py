@@ -10,19 +10,19 @@ from jaxtyping import Int
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens_afa.defaults import EVAL_TOKENS
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
+from sae_lens_afa.evals.hook_reader import HookReader, hook_activations
 from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.judged_tokens import JudgedTokens
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
 from sae_lens_afa.evals.prompts import PromptReader
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.loading.models import check_context, check_hook
+from sae_lens_afa.loading.models import check_context
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
@@ -149,7 +149,7 @@ def run_afa_evals(
     reader = PromptReader(activation_store, tokens, max_exact_tokens)
     with torch.no_grad(), saes_detached(model):
         for candidate in candidates.values():
-            check_hook(model, candidate.hook_name, candidate.sae.cfg.d_in, candidate.head)
+            candidate.hook.check()
         check_context(model, activation_store.context_size)
         judged = [candidate.tokens for candidate in candidates.values()]
         with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
@@ -181,11 +181,8 @@ class _Candidate:
         activation_scaler: ActivationScaler | None,
     ) -> None:
         self.sae, self.judge, self.tokens = sae, judge, tokens
-        # An SAE that names no hook is fed from the store's.
-        named = store if sae.cfg.metadata.hook_name is None else sae.cfg.metadata
-        self.hook_name: str = named.hook_name
-        self.head: int | None = named.hook_head_index
-        self.loss = CrossEntropy(sae, model, self.hook_name, activation_scaler, store.model_kwargs, tokens.excluded_ids)
+        self.hook = HookReader(sae, store, model)
+        self.loss = CrossEntropy(sae, model, self.hook.name, activation_scaler, store.model_kwargs, tokens.excluded_ids)
 
     def result(self) -> AFAResult:
         self.tokens.check_judged()
@@ -202,24 +199,7 @@ def _judge(
     """Judge each SAE on its tokens of some prompts, all in one forward pass of the model."""
     masks = [(candidate, candidate.tokens.take(batch)) for candidate in candidates]
     masks = [(candidate, mask) for candidate, mask in masks if mask.any()]
-    cache = _activations(model, store, batch, sorted({candidate.hook_name for candidate, _ in masks}))
+    cache = hook_activations(model, store, batch, sorted({candidate.hook.name for candidate, _ in masks}))
     for candidate, mask in masks:
-        acts = cache[candidate.hook_name]
-        if candidate.head is not None:
-            acts = acts[:, :, candidate.head]
         index = mask.flatten().nonzero().flatten() + n_before
-        candidate.judge.add(acts.flatten(2)[mask.to(acts.device)], index)
-
-
-def _activations(
-    model: HookedRootModule, store: ActivationsStore, batch: Int[Tensor, "prompts context"], hook_names: list[str]
-) -> Mapping[str, Tensor]:
-    """Return the hooks' activations, of one forward pass that stops after the last of them; no hook needs no pass."""
-    if not hook_names:
-        return {}
-    stops = [extract_stop_at_layer_from_tlens_hook_name(name) for name in hook_names]
-    last = None if None in stops else max(stop for stop in stops if stop is not None)
-    with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=store.autocast_lm):
-        return model.run_with_cache(
-            batch, names_filter=hook_names, stop_at_layer=last, prepend_bos=False, **store.model_kwargs
-        )[1]
+        candidate.judge.add(candidate.hook.rows(cache, mask), index)

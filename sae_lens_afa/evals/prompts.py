@@ -79,10 +79,15 @@ class PromptReader:
             self._n_prompts += len(batch)
             bar.update(min(each.n_read for each in judged) - bar.n)
 
+    @property
+    def prompts(self) -> NDArray[np.int32]:
+        """Token ids of the prompts that are remembered, [prompts, context]."""
+        return np.concatenate(self._prompts) if self._prompts else np.empty((0, self._width), dtype=np.int32)
+
     def annotate(self, result: AFAResult, model: HookedRootModule) -> AFAResult:
         """Return the result with the position, the token and the context of each token that is kept."""
         tokenizer: Any = getattr(model, "tokenizer", None)
-        prompts = np.concatenate(self._prompts)
+        prompts = self.prompts
 
         def annotated(tokens: pd.DataFrame) -> pd.DataFrame:
             place = tokens["token_index"].to_numpy()

@@ -8,7 +8,7 @@ from typing import Any
 from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.evals.metric_list import CARD, metrics_shown_in
 from sae_lens_afa.files import SAE_CFG_FILENAME
-from sae_lens_afa.hub._contents import METRICS_FILENAME, PLOT_FILENAME, SAEFacts, is_number
+from sae_lens_afa.hub._contents import METRICS_FILENAME, PAGE_FILENAME, PLOT_FILENAME, SAEFacts, is_number
 from sae_lens_afa.hub._remote import ROOT, in_folder
 from sae_lens_afa.interop.agreement import METADATA_KEY
 
@@ -31,6 +31,7 @@ def card_section(repo_id: str, saes: Mapping[str, SAEFacts]) -> str:
         "### Load",
         _snippet(repo_id, first, own=saes[first].cfg.get("architecture") in _OWN),
         *_approximations(saes),
+        *_pages(saes),
         "### Training",
         "\n".join(_training_table(saes)),
         *_plots(saes),
@@ -100,6 +101,17 @@ def _approximations(saes: Mapping[str, SAEFacts]) -> list[str]:
 
 def _rounded(report: Mapping[str, Any], name: str) -> str:
     return f"{report[name]:.4g}" if is_number(report.get(name)) else "(unknown)"
+
+
+def _pages(saes: Mapping[str, SAEFacts]) -> list[str]:
+    """Name the pages of features: the Hub shows HTML as text, so a page is to be downloaded."""
+    lines = [
+        f"- {_code(sae_id)}: [{PAGE_FILENAME}]({in_folder(sae_id, PAGE_FILENAME).replace(' ', '%20')})"
+        for sae_id, facts in saes.items()
+        if facts.has_page
+    ]
+    said = "Download the page and open it in a browser: what each latent responds to, promotes and comes with."
+    return ["### Features", said, "\n".join(lines)] if lines else []
 
 
 def _plots(saes: Mapping[str, SAEFacts]) -> list[str]:

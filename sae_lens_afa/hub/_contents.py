@@ -12,6 +12,7 @@ from typing_extensions import TypeIs
 
 from sae_lens_afa.evals.metric_list import CARD, Metric, metrics_shown_in
 from sae_lens_afa.files import (
+    FEATURES_FILENAME,
     RUNNER_CFG_FILENAME,
     SAE_CFG_FILENAME,
     SAE_WEIGHTS_FILENAME,
@@ -23,6 +24,7 @@ from sae_lens_afa.loading import sae_folder
 
 METRICS_FILENAME = "afa_metrics.json"
 PLOT_FILENAME = "zf_plot.png"
+PAGE_FILENAME = FEATURES_FILENAME
 # Files of an SAE's folder that are pushed and pulled.
 FILENAMES = (
     SAE_CFG_FILENAME,
@@ -31,6 +33,7 @@ FILENAMES = (
     RUNNER_CFG_FILENAME,
     METRICS_FILENAME,
     PLOT_FILENAME,
+    PAGE_FILENAME,
 )
 _SETTINGS = {
     "training_tokens": "tokens",
@@ -50,12 +53,14 @@ class SAEFacts:
         runner: runner_cfg.json; empty where there is none.
         metrics: Metrics by name, as in `AFAResult.to_dict`; empty where there are none.
         has_plot: True where its ZF plot is there.
+        has_page: True where the page of its features is there.
     """
 
     cfg: Mapping[str, Any]
     runner: Mapping[str, Any]
     metrics: Mapping[str, Any]
     has_plot: bool = False
+    has_page: bool = False
 
     def metadata(self, name: str) -> Any:
         """Return a field of the SAE's metadata; None if it is not there."""
@@ -65,8 +70,9 @@ class SAEFacts:
     def completed_by(self, other: SAEFacts) -> SAEFacts:
         """Return these facts, with those that only another source of the same SAE has."""
         return SAEFacts(
-            self.cfg, self.runner or other.runner, self.metrics or other.metrics, self.has_plot or other.has_plot
-        )
+            self.cfg, self.runner or other.runner, self.metrics or other.metrics, self.has_plot or other.has_plot,
+            self.has_page or other.has_page,
+        )  # fmt: skip
 
     def describe(self) -> dict[str, str]:
         """Return what it codes and how large it is, by label."""
@@ -120,6 +126,7 @@ def read_facts(folder: Path, where: str) -> SAEFacts:
         _read_object(folder / RUNNER_CFG_FILENAME, where),
         {name: v for name, v in _read_object(folder / METRICS_FILENAME, where).items() if name != "version"},
         (folder / PLOT_FILENAME).is_file(),
+        (folder / PAGE_FILENAME).is_file(),
     )
 
 
@@ -135,7 +142,8 @@ def remote_facts(snapshot: Snapshot, sae_id: str) -> SAEFacts:
         if in_folder(sae_id, name) in snapshot.files:
             fetch(snapshot, in_folder(sae_id, name))
     facts = read_facts(cfg.parent, f"{sae_id} of {snapshot.repo_id}")
-    return SAEFacts(facts.cfg, facts.runner, facts.metrics, in_folder(sae_id, PLOT_FILENAME) in snapshot.files)
+    plot, page = (in_folder(sae_id, name) in snapshot.files for name in (PLOT_FILENAME, PAGE_FILENAME))
+    return SAEFacts(facts.cfg, facts.runner, facts.metrics, plot, page)
 
 
 def short_name(name: Any) -> str | None:

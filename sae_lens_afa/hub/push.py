@@ -18,7 +18,7 @@ from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.files import SAE_WEIGHTS_FILENAME
 from sae_lens_afa.hub._bundle import Metrics, bundle, check_metrics, check_source
 from sae_lens_afa.hub._card import CardOptions, write_card
-from sae_lens_afa.hub._contents import FILENAMES, PLOT_FILENAME, SAEFacts, read_facts, remote_facts
+from sae_lens_afa.hub._contents import FILENAMES, PAGE_FILENAME, PLOT_FILENAME, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._errors import HubError, attempt
 from sae_lens_afa.hub._remote import (
     ROOT,
@@ -45,6 +45,7 @@ def push_to_hub(
     create_pr: bool = False,
     metrics: Mapping[str, Metrics] | None = None,
     plots: bool | Mapping[str, str | Path] = True,
+    features: Mapping[str, str | Path] | None = None,
     license: str | None = None,
     datasets: Sequence[str] | None = None,
     base_model: str | Sequence[str] | None = None,
@@ -67,6 +68,7 @@ def push_to_hub(
         create_pr: Open a pull request instead of committing; the repository need not be yours.
         metrics: By id, an `AFAResult`, or a dictionary with such values; shown in the card.
         plots: Draw the ZF plot of each `AFAResult` that has its tokens. Or PNG files by id.
+        features: By id, a page that `afa.features` wrote, or its folder; the card links it.
         license: For example "mit"; None keeps the card's.
         datasets: Hub ids; None takes those of the SAEs' metadata.
         base_model: Hub id or ids; None takes those of the SAEs' metadata.
@@ -86,8 +88,8 @@ def push_to_hub(
         >>> afa.push_to_hub({"blocks.6.hook_resid_pre": sae}, "me/saes", license="mit")  # doctest: +SKIP
         'https://huggingface.co/me/saes/commit/...'
     """
-    metrics = metrics or {}
-    _check_request(saes, repo_id, metrics, plots, tag=tag, create_pr=create_pr)
+    metrics, pages = metrics or {}, {sae_id: _page_in(Path(place)) for sae_id, place in (features or {}).items()}
+    _check_request(saes, repo_id, metrics, plots, pages, tag=tag, create_pr=create_pr)
     api = HfApi(token=token)
     target = find_target(api, repo_id, private=private, revision=revision, tag=tag, create_pr=create_pr)
     with tempfile.TemporaryDirectory(prefix="sae-lens-afa-") as temporary:
@@ -96,6 +98,8 @@ def push_to_hub(
             bundle(saes[sae_id], folder, sae_id, metrics.get(sae_id), plot=plots is True)
             if isinstance(plots, Mapping) and sae_id in plots:
                 shutil.copyfile(plots[sae_id], folder / PLOT_FILENAME)
+            if sae_id in pages:
+                shutil.copyfile(pages[sae_id], folder / PAGE_FILENAME)
         base = prepare(api, target, private=private)
         files = {in_folder(i, path.name): path for i, folder in folders.items() for path in sorted(folder.iterdir())}
         card = Path(temporary) / _CARD_FILENAME
@@ -127,6 +131,7 @@ def _check_request(
     repo_id: str,
     metrics: Mapping[str, Any],
     plots: bool | Mapping[str, str | Path],
+    pages: Mapping[str, Path],
     *,
     tag: str | None,
     create_pr: bool,
@@ -142,7 +147,7 @@ def _check_request(
         check_source(source, sae_id)
     if tag is not None and create_pr:
         raise ValueError("tag and create_pr exclude each other: tag the commit when the pull request is merged.")
-    of = {"metrics": metrics, "plots": plots if isinstance(plots, Mapping) else {}}
+    of = {"metrics": metrics, "plots": plots if isinstance(plots, Mapping) else {}, "features": pages}
     for name, mapping in of.items():
         if unknown := sorted(set(mapping) - set(saes)):
             raise ValueError(f"{name} are given for {unknown}, which are not among the SAEs: {sorted(saes)}.")
@@ -152,6 +157,16 @@ def _check_request(
     for sae_id, path in of["plots"].items():
         if not Path(path).is_file() or Path(path).suffix != ".png":
             raise ValueError(f"the plot of {sae_id} must be a .png file, got {str(path)!r}.")
+    for sae_id, path in pages.items():
+        if not path.is_file() or path.suffix != ".html":
+            raise ValueError(
+                f"the features of {sae_id} must be a page of afa.features or its folder, got {str(path)!r}."
+            )
+
+
+def _page_in(place: Path) -> Path:
+    """Return the page of features in a folder, or the file that is given."""
+    return place / PAGE_FILENAME if place.is_dir() else place
 
 
 def _check_id(sae_id: object) -> None:

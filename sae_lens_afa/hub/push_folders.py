@@ -27,6 +27,7 @@ def push_folders(
     sae: Sequence[str],
     *,
     metrics: Sequence[str | Path] = (),
+    features: Sequence[str] = (),
     private: bool | None = None,
     revision: str | None = None,
     tag: str | None = None,
@@ -46,6 +47,7 @@ def push_folders(
         repo_id: "owner/name".
         sae: Folders of saved SAEs, each "FOLDER" (its name is the id) or "ID=FOLDER".
         metrics: Folders that `reports.evaluate_saes` wrote, with metrics of SAEs of these names.
+        features: Folders that `afa.features` wrote, each "ID=FOLDER"; of a single SAE "FOLDER" will do.
         private: As for `push_to_hub`; so are the next three.
         revision: Branch to commit to.
         tag: Tag for the commit.
@@ -72,7 +74,7 @@ def push_folders(
     """
     check_repo_id(repo_id)
     folders = named_folders(sae)
-    evaluated = _evaluations(metrics, folders)
+    evaluated, pages = _evaluations(metrics, folders), _pages(features, folders)
     calibration = {"activations": activations, "model": model, "dataset": dataset}
     if not with_jumprelu and any(value is not None for value in calibration.values()):
         raise ValueError("a calibration is for with_jumprelu: give that too, or leave it out.")
@@ -91,6 +93,7 @@ def push_folders(
             create_pr=create_pr,
             metrics={sae_id: _metrics(*place) for sae_id, place in evaluated.items()},
             plots=plots,
+            features=pages,
             license=license,
             datasets=list(datasets) or None,
             base_model=list(base_model) or None,
@@ -133,6 +136,16 @@ def _evaluations(reports: Sequence[str | Path], folders: Mapping[str, Path]) -> 
             )
         found |= {sae_id: (report, name) for sae_id, name in matched.items()}
     return found
+
+
+def _pages(features: Sequence[str], folders: Mapping[str, Path]) -> dict[str, Path]:
+    """Return pages of features by the SAEs' ids."""
+    if len(folders) == len(features) == 1 and "=" not in features[0]:
+        return {next(iter(folders)): Path(features[0])}
+    for given in features:
+        if given.partition("=")[0] not in folders:
+            raise ValueError(f"features {given!r} are of none of the SAEs ({', '.join(folders)}): give ID=FOLDER.")
+    return named_folders(features)
 
 
 def _metrics(report: EvalReport, name: str) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""`sae-lens-afa features`: a page on which the features of an SAE can be looked at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
+from sae_lens_afa.cli.options import BatchSizePrompts, ContextSize, Dataset, Device, Hook, Model, Overwrite
+from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
+
+
+def features(
+    sae: Annotated[Path | None, typer.Option(help="Folder of an SAE or training checkpoint.")] = None,
+    release: Annotated[str | None, typer.Option(help="SAELens release or Hub repository.")] = None,
+    sae_id: Annotated[str | None, typer.Option(help="SAE of the release.")] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="On the demo's model and held-out text; without --sae its afa_pursuit SAE.")
+    ] = False,
+    model: Model = None,
+    dataset: Dataset = None,
+    hook: Hook = None,
+    context_size: ContextSize = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
+    batch_size_prompts: BatchSizePrompts = PROMPTS,
+    exclude_special_tokens: Annotated[
+        bool | None,
+        typer.Option(
+            "--exclude-special-tokens/--include-special-tokens", help="Leave them out or not. Default: as in training."
+        ),
+    ] = None,
+    device: Device = "cpu",
+    output: Annotated[Path, typer.Option(help="Folder for features.html and latents.csv.")] = Path("runs/features"),
+    overwrite: Overwrite = False,
+) -> None:
+    """Write a page of an SAE's features: where each is active, what it promotes, what comes with it."""
+    if demo:
+        check_demo(model=model, dataset=dataset)
+        if release is None:
+            sae = sae or demo_saes()[-1]
+    if sae is None and release is None:
+        raise ValueError("nothing to look at: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
+    from sae_lens_afa.feature_page import features_by_name
+    from sae_lens_afa.files import check_output_folder
+    from sae_lens_afa.hub import load_saes
+
+    check_output_folder(output, overwrite=overwrite)
+    ((name, loaded),) = load_saes([sae] if sae else (), release, [sae_id] if sae_id else (), device).items()
+    read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
+    report = features_by_name(
+        loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,
+        batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
+        overwrite=overwrite,
+    )  # fmt: skip
+    print(f"\n{report}\n\nwritten:")
+    for file in report.files:
+        print(f"  {file}")

@@ -1,0 +1,115 @@
+"""One pass over a text, in which all that a page shows of the activations is collected."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sae_lens import ActivationsStore
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens_afa.evals.attached import saes_detached
+from sae_lens_afa.evals.hook_reader import HookReader, hook_activations
+from sae_lens_afa.evals.judged_tokens import JudgedTokens
+from sae_lens_afa.evals.prompts import PromptReader
+from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.feature_page.active_entries import active_entries
+from sae_lens_afa.feature_page.companions import Companions
+from sae_lens_afa.feature_page.examples import ExampleKeeper
+from sae_lens_afa.feature_page.tally import Tally
+from sae_lens_afa.feature_page.token_view import FirstTokens
+from sae_lens_afa.loading.models import check_context
+
+if TYPE_CHECKING:
+    from transformer_lens.HookedRootModule import HookedRootModule
+
+# Examples of each latent: the strongest of different prompts, and a fair sample of its tokens.
+STRONGEST, SAMPLED = 10, 12
+
+
+class Collected(NamedTuple):
+    """All that a text says of an SAE's latents.
+
+    Attributes:
+        prompts: Token ids of the text, [prompts, context].
+        n_tokens: Tokens that were coded.
+        tally: Counts, sums and histograms.
+        strongest: The strongest examples, each of another prompt.
+        sampled: A fair sample of the tokens on which each latent is active, the strongest first.
+        companions: Latents that come together.
+        first_tokens: Tokens to take apart.
+    """
+
+    prompts: NDArray[np.int32]
+    n_tokens: int
+    tally: Tally
+    strongest: ExampleKeeper
+    sampled: ExampleKeeper
+    companions: Companions
+    first_tokens: FirstTokens
+
+
+class _Collector:
+    """Takes the activations of prompts, and adds them to all that is collected."""
+
+    def __init__(self, space: SAESpace, tokens: int, seed: int) -> None:
+        self._space, self._generator = space, torch.Generator().manual_seed(seed)
+        self.tally = Tally(space.d_sae)
+        self.strongest = ExampleKeeper(space.d_sae, STRONGEST)
+        self.sampled = ExampleKeeper(space.d_sae, SAMPLED)
+        self.companions = Companions(space.d_sae, tokens, self._generator)
+        self.first_tokens = FirstTokens(space)
+
+    def add(self, rows: Tensor, mask: Tensor, n_before: int) -> None:
+        """Take the tokens [tokens, d_in] that a mask selects from prompts [prompts, context]."""
+        rows, places = self._space.rows(rows), mask.flatten().nonzero().flatten()
+        entries = active_entries(self._space, rows, places, mask.numel(), mask.shape[1])
+        candidates = entries.strongest_of_each_prompt()
+        self.tally.add(entries)
+        self.strongest.add(candidates, candidates.value, entries, n_before)
+        self.sampled.add(entries, torch.rand(len(entries.value), generator=self._generator), entries, n_before)
+        self.companions.add(entries)
+        self.first_tokens.add(rows, places + n_before)
+
+
+@torch.no_grad()
+def collect(
+    space: SAESpace,
+    store: ActivationsStore,
+    model: HookedRootModule,
+    *,
+    tokens: int,
+    batch_size_prompts: int | None,
+    positions: Any,
+    exclude_special_tokens: Any,
+    seed: int,
+    progress: bool,
+) -> Collected:
+    """Read a text through the model and the SAE; the arguments are those of `features`.
+
+    Raises:
+        ValueError: as `features`.
+    """
+    sae = space.sae
+    hook = HookReader(sae, store, model)
+    judged = JudgedTokens(sae, store, model, tokens, positions, exclude_special_tokens)
+    # All prompts: with one position of each there are as many as tokens.
+    reader = PromptReader(store, tokens, max_remembered=tokens * store.context_size)
+    collector = _Collector(space, tokens, seed)
+    with saes_detached(model), tqdm(total=tokens, unit=" tokens", desc="features", disable=not progress) as bar:
+        hook.check()
+        check_context(model, store.context_size)
+        for n_before, batch in reader.batches(batch_size_prompts, [judged], bar):
+            mask = judged.take(batch)
+            if mask.any():
+                acts = hook_activations(model, store, batch, [hook.name])
+                collector.add(hook.rows(acts, mask), mask, n_before)
+    judged.check_judged()
+    collector.sampled.sort_by_value()
+    return Collected(
+        reader.prompts, judged.n_judged, collector.tally, collector.strongest, collector.sampled,
+        collector.companions, collector.first_tokens,
+    )  # fmt: skip

@@ -1,0 +1,71 @@
+"""Latents that are active together more than apart, counted on a sample of the tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy import sparse
+from torch import Tensor
+
+from sae_lens_afa.feature_page.active_entries import ActiveEntries
+
+# Tokens of the sample, and pairs of active features in all of them, which bounds the work for dense codes.
+_TOKENS, _PAIRS = 16_384, 2**30
+# Less often together is chance.
+_LEAST_TOGETHER = 3
+_ELEMENTS = 2**24
+
+
+class Companions:
+    """Counts of latents that come together, from a sample of tokens.
+
+    Args:
+        d_sae: Number of latents.
+        tokens: Tokens of the whole stream.
+        generator: Draws the sample.
+    """
+
+    def __init__(self, d_sae: int, tokens: int, generator: torch.Generator) -> None:
+        self._d_sae, self._generator = d_sae, generator
+        self._share = min(1.0, _TOKENS / tokens)
+        self._places: list[NDArray[np.int64]] = []
+        self._latents: list[NDArray[np.int64]] = []
+        self._n_places = self._pairs = 0
+
+    def add(self, entries: ActiveEntries) -> None:
+        """Take some of the tokens of these prompts into the sample."""
+        taken = torch.rand(entries.n_places, generator=self._generator) < self._share
+        l0 = entries.place.bincount(minlength=entries.n_places)
+        taken &= (l0 * taken).square().cumsum(0) <= _PAIRS - self._pairs
+        self._pairs += int((l0 * taken).square().sum())
+        entries = entries[taken[entries.place]]
+        self._places.append(entries.place.numpy() + self._n_places)
+        self._latents.append(entries.latent.numpy())
+        self._n_places += entries.n_places
+
+    def strongest(self, n: int) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
+        """Return for each latent the n with the largest share of common tokens; -1 where there are fewer.
+
+        The share is n_both / sqrt(n_one n_other), the cosine of "is active" over tokens.
+        """
+        place, latent = (np.concatenate([np.empty(0, np.int64), *each]) for each in (self._places, self._latents))
+        shape = (self._n_places, self._d_sae)
+        active: Any = sparse.csr_matrix((np.ones(len(place), dtype=np.float32), (place, latent)), shape=shape)
+        count = torch.from_numpy(np.asarray(active.sum(0)).ravel())
+        with_latent = active.T.tocsr()
+        n = min(n, self._d_sae - 1)
+        best, shares = torch.full((self._d_sae, n), -1), torch.zeros(self._d_sae, n)
+        size = max(1, _ELEMENTS // self._d_sae)
+        for start in range(0, self._d_sae, size):
+            both = torch.from_numpy((with_latent[start : start + size] @ active).toarray())
+            rows = torch.arange(len(both))
+            share = both / (count[start : start + size, None] * count).sqrt().clamp(min=1)
+            share[both < _LEAST_TOGETHER] = 0
+            share[rows, rows + start] = 0
+            found, at = share.topk(n, dim=1)
+            best[start : start + size], shares[start : start + size] = torch.where(found > 0, at, -1), found
+        return best, shares

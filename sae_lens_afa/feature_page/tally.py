@@ -1,0 +1,63 @@
+"""Counts, sums and histograms of the activations of every latent, over a stream."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sae_lens_afa.feature_page.active_entries import ActiveEntries
+
+# Bins of a histogram, four to a factor of two; the last is the first batch's largest activation and a factor of four.
+BINS, PER_OCTAVE, _HEADROOM = 64, 4, 2
+
+
+class Tally:
+    """Counts, sums and a histogram for each latent, none of whose activations is kept.
+
+    Args:
+        d_sae: Number of latents.
+
+    Attributes:
+        count: Tokens on which each is active, [d_sae].
+        total: Sum of its activations.
+        squares: Sum of their squares.
+        largest: The largest; 0 where it is never active.
+        histogram: Tokens by bin of the activation, [d_sae, BINS]; both ends take what is beyond them.
+    """
+
+    def __init__(self, d_sae: int) -> None:
+        self.count = torch.zeros(d_sae, dtype=torch.long)
+        self.total, self.squares = torch.zeros(2, d_sae, dtype=torch.float64)
+        self.largest = torch.full((d_sae,), -torch.inf)
+        self.histogram = torch.zeros(d_sae, BINS, dtype=torch.int32)
+        self._first_exponent: int | None = None
+
+    def add(self, entries: ActiveEntries) -> None:
+        """Count the active features of some prompts."""
+        latent, value = entries.latent, entries.value
+        if len(latent) == 0:
+            return
+        d_sae = len(self.count)
+        self.count += latent.bincount(minlength=d_sae)
+        self.total += latent.bincount(weights=value.double(), minlength=d_sae)
+        self.squares += latent.bincount(weights=value.double().square(), minlength=d_sae)
+        self.largest.scatter_reduce_(0, latent, value, "amax")
+        bins = latent * BINS + self._bin_of(value)
+        self.histogram.view(-1).index_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
+
+    def _bin_of(self, value: Tensor) -> Tensor:
+        """Return the bins of activations; those that are not positive are in the first."""
+        if self._first_exponent is None:
+            top = math.ceil(math.log2(max(float(value.max()), 1e-30))) + _HEADROOM
+            self._first_exponent = top - BINS // PER_OCTAVE
+        exponent = value.clamp(min=1e-38).log2() - self._first_exponent
+        return (exponent * PER_OCTAVE).floor().clamp(0, BINS - 1).long()
+
+    def bin_edges(self) -> NDArray[np.float64]:
+        """Return the edges of the bins, [BINS + 1]."""
+        first = 0 if self._first_exponent is None else self._first_exponent
+        return 2.0 ** (first + np.arange(BINS + 1) / PER_OCTAVE)
