@@ -15,7 +15,7 @@ from sae_lens_afa import architectures, evals, hub, reports, saes
 from sae_lens_afa.architectures import ARCHITECTURES
 
 ROOMS = (
-    "demo", "evals", "experiments", "functional", "hub", "interop", "loading", "plots", "reports", "runner", "saes",
+    "demo", "evals", "experiments", "feature_page", "functional", "hub", "interop", "loading", "plots", "reports", "runner", "saes",
     "selection",
 )  # fmt: skip
 
@@ -37,10 +37,12 @@ SIGNATURES = {
     "evaluate_activations": ("sae activations", ""),
     "run_afa_evals": ("sae activation_store model", ""),
     "AFAEvaluator": ("base_evaluator", ""),
+    "features": ("sae activation_store model output", "tokens name overwrite progress"),
+    "feature_page.features_by_name": ("sae output", "name model dataset hook context_size tokens device overwrite"),
     "plots.zf_plot": ("data", "save"),
     "plots.eps_lbo_plot": ("", "save"),
     "plots.l0_plot": ("", "loss save"),
-    "push_to_hub": ("saes repo_id", "metrics license"),
+    "push_to_hub": ("saes repo_id", "metrics features license"),
     "hub.load_saes": ("paths release sae_ids device", ""),
     "load": ("repo_or_path sae_id", "revision"),
     "list_saes": ("repo_or_path", "revision"),

@@ -8,7 +8,7 @@ from sae_lens_afa.feature_page.features_report import FeaturesReport
 
 if TYPE_CHECKING:
     from sae_lens_afa.feature_page.by_name import features_by_name
-    from sae_lens_afa.feature_page.features import features
+    from sae_lens_afa.feature_page.by_store import features
 else:
     from sae_lens_afa._lazy import lazy_names
 
@@ -16,7 +16,7 @@ else:
         globals(),
         {
             "sae_lens_afa.feature_page.by_name": ("features_by_name",),
-            "sae_lens_afa.feature_page.features": ("features",),
+            "sae_lens_afa.feature_page.by_store": ("features",),
         },
     )
 

@@ -20,7 +20,7 @@ class ActiveEntries(NamedTuple):
     Attributes:
         latent: Number of the latent.
         place: Place of the token, prompt * context + position.
-        value: Activation.
+        value: Activation; below zero in SAEs that have such ones.
         n_places: Places that there are.
         context: Tokens of a prompt.
     """
@@ -48,13 +48,14 @@ class ActiveEntries(NamedTuple):
         return torch.where(is_there, self.value[found], 0)
 
     def strongest_of_each_prompt(self) -> ActiveEntries:
-        """Return, for each latent and prompt, the entry with the largest activation."""
+        """Return, for each latent and prompt, the entry with the largest activation, in size."""
         if len(self.latent) == 0:
             return self
         group = self.latent * (self.n_places // self.context) + self.place // self.context
         _, number, count = group.unique_consecutive(return_inverse=True, return_counts=True)
-        largest = torch.full((len(count),), -torch.inf).scatter_reduce(0, number, self.value, "amax")
-        candidates = (self.value == largest[number]).nonzero().flatten()
+        size = self.value.abs()
+        largest = torch.zeros(len(count)).scatter_reduce(0, number, size, "amax")
+        candidates = (size == largest[number]).nonzero().flatten()
         first = torch.ones(len(candidates), dtype=torch.bool)
         first[1:] = number[candidates[1:]] != number[candidates[:-1]]
         return self[candidates[first]]

@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
 from sae_lens_afa.evals.sae_space import SAESpace
-from sae_lens_afa.feature_page.features import features
+from sae_lens_afa.feature_page.by_store import features
 from sae_lens_afa.feature_page.features_report import FeaturesReport
 from sae_lens_afa.files import check_output_folder
 from sae_lens_afa.loading.models import check_device

@@ -69,7 +69,7 @@ class _Collector:
         entries = active_entries(self._space, rows, places, mask.numel(), mask.shape[1])
         candidates = entries.strongest_of_each_prompt()
         self.tally.add(entries)
-        self.strongest.add(candidates, candidates.value, entries, n_before)
+        self.strongest.add(candidates, candidates.value.abs(), entries, n_before)
         self.sampled.add(entries, torch.rand(len(entries.value), generator=self._generator), entries, n_before)
         self.companions.add(entries)
         self.first_tokens.add(rows, places + n_before)

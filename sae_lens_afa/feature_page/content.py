@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -39,6 +40,7 @@ class PageContent:
     arrays: Mapping[str, NDArray[Any]]
 
 
+@torch.no_grad()
 def page_content(space: SAESpace, hook: HookReader, model: Any, collected: Collected) -> PageContent:
     """Return what the page of an SAE shows: from what was collected on a text, and from its decoder."""
     rows = directions.unit_rows(space.sae.W_dec)
@@ -104,21 +106,21 @@ def _table(
             "latent": np.arange(len(count)),
             "density": count / collected.n_tokens,
             "mean": tally.total.numpy() / np.maximum(count, 1),
-            "max": np.where(count > 0, tally.largest.numpy(), 0.0),
+            "max": tally.largest.double().numpy(),
             "energy_share": energy / max(energy.sum(), np.finfo(float).tiny),
             "is_dead": count == 0,
             "nearest": nearest.numpy(),
-            "cosine": cosine.numpy(),
+            "cosine": cosine.double().numpy(),
             "token": ["" if at < 0 else vocabulary.text(token) for at, token in zip(place, tokens, strict=True)],
         }
     )
 
 
 def _shades(keeper: ExampleKeeper, largest: Tensor) -> NDArray[np.uint8]:
-    """Return activations around examples in 255ths of the latent's largest; what is active is at least 1."""
+    """Return sizes of activations around examples in 255ths of the latent's largest; what is active is at least 1."""
     window = keeper.window.float()
-    share = (window / largest.clamp(min=1e-30)[:, None, None]).clamp(0, 1)
-    return ((share * 254).ceil() + (window > 0)).clamp(max=255).byte().numpy()
+    share = (window.abs() / largest.clamp(min=1e-30)[:, None, None]).clamp(0, 1)
+    return ((share * 254).ceil() + (window != 0)).clamp(max=255).byte().numpy()
 
 
 def _numbers(values: Tensor) -> NDArray[np.uint32]:

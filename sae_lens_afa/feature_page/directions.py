@@ -62,12 +62,17 @@ def to_residual(model: Any, hook_name: str, head: int | None, d_in: int) -> Tens
 
 
 def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"] | None:
-    """Return W_U, with the scale of the final norm in it where the model has not folded it; None if there is none."""
+    """Return W_U, with the final norm's centring and scale where the model has not folded them; None if it has none."""
     W_U = _weight(model, "unembed.W_U")
     if W_U is None or W_U.ndim != 2 or W_U.shape[0] != model.cfg.d_model:
         return None
-    scale = _weight(model, "ln_final.w")
-    return W_U.detach().float() if scale is None else W_U.detach().float() * scale.detach().float()[:, None]
+    to_logits = W_U.detach().float()
+    scale, bias = _weight(model, "ln_final.w"), _weight(model, "ln_final.b")
+    if scale is not None:
+        to_logits = to_logits * scale.detach().float()[:, None]
+    if bias is not None:  # a LayerNorm, which takes the mean of its input off; an RMSNorm has no bias
+        to_logits = to_logits - to_logits.mean(0)
+    return to_logits
 
 
 def promoted_tokens(

@@ -62,7 +62,7 @@ class ExampleKeeper:
         self.window[latents] = window.gather(1, best[..., None].expand(-1, -1, window.shape[2]))
 
     def sort_by_value(self) -> None:
-        """Put the examples of each latent in the order of their activations, the largest first."""
-        order = self.value.masked_fill(self.place < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        """Put the examples of each latent in the order of their activations, the largest in size first."""
+        order = self.value.abs().masked_fill(self.place < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
         self.place, self.value, self._key = (each.gather(1, order) for each in (self.place, self.value, self._key))
         self.window = self.window.gather(1, order[..., None].expand_as(self.window))

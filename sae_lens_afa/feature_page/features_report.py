@@ -22,8 +22,9 @@ class FeaturesReport:
         folder: Its place.
         title: Name of the SAE, with its hook point.
         table: A row for each latent: `latent`; `density`, the share of tokens on which it is active; `mean` and `max`
-            of its activations there; `energy_share`, its part in sum ||f_i d_i||^2 over all tokens; `is_dead`, no token
-            here activates it; `nearest` decoder row and its `cosine`; `token`, the text of its strongest one.
+            (in size) of its activations there; `energy_share`, its part in sum ||f_i d_i||^2 over all tokens;
+            `is_dead`, no token here activates it; `nearest` decoder row and its `cosine`; `token`, the text of its
+            strongest one.
         n_tokens: Tokens that were coded.
 
     Example:

@@ -25,14 +25,14 @@ class Tally:
         count: Tokens on which each is active, [d_sae].
         total: Sum of its activations.
         squares: Sum of their squares.
-        largest: The largest; 0 where it is never active.
-        histogram: Tokens by bin of the activation, [d_sae, BINS]; both ends take what is beyond them.
+        largest: The largest, in size; 0 where it is never active.
+        histogram: Tokens by bin of the activation's size, [d_sae, BINS]; both ends take what is beyond them.
     """
 
     def __init__(self, d_sae: int) -> None:
         self.count = torch.zeros(d_sae, dtype=torch.long)
         self.total, self.squares = torch.zeros(2, d_sae, dtype=torch.float64)
-        self.largest = torch.full((d_sae,), -torch.inf)
+        self.largest = torch.zeros(d_sae)
         self.histogram = torch.zeros(d_sae, BINS, dtype=torch.int32)
         self._first_exponent: int | None = None
 
@@ -45,12 +45,12 @@ class Tally:
         self.count += latent.bincount(minlength=d_sae)
         self.total += latent.bincount(weights=value.double(), minlength=d_sae)
         self.squares += latent.bincount(weights=value.double().square(), minlength=d_sae)
-        self.largest.scatter_reduce_(0, latent, value, "amax")
-        bins = latent * BINS + self._bin_of(value)
+        self.largest.scatter_reduce_(0, latent, value.abs(), "amax")
+        bins = latent * BINS + self._bin_of(value.abs())
         self.histogram.view(-1).index_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
 
     def _bin_of(self, value: Tensor) -> Tensor:
-        """Return the bins of activations; those that are not positive are in the first."""
+        """Return the bins of sizes."""
         if self._first_exponent is None:
             top = math.ceil(math.log2(max(float(value.max()), 1e-30))) + _HEADROOM
             self._first_exponent = top - BINS // PER_OCTAVE
