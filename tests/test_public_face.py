@@ -15,8 +15,8 @@ from sae_lens_afa import architectures, evals, hub, reports, saes
 from sae_lens_afa.architectures import ARCHITECTURES
 
 ROOMS = (
-    "demo", "evals", "experiments", "feature_page", "functional", "hub", "interop", "loading", "plots", "reports", "runner", "saes",
-    "selection",
+    "demo", "evals", "experiments", "feature_page", "functional", "hub", "interop", "loading", "plots", "reports",
+    "runner", "saes", "selection",
 )  # fmt: skip
 
 # What is promised: the first parameters in their order, and others that are given by name.

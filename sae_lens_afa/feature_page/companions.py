@@ -17,7 +17,8 @@ from sae_lens_afa.feature_page.active_entries import ActiveEntries
 _TOKENS, _PAIRS = 16_384, 2**30
 # Less often together is chance.
 _LEAST_TOGETHER = 3
-_ELEMENTS = 2**24
+# Latents whose companions are looked for at a time.
+_ROWS = 1024
 
 
 class Companions:
@@ -54,18 +55,19 @@ class Companions:
         """
         place, latent = (np.concatenate([np.empty(0, np.int64), *each]) for each in (self._places, self._latents))
         shape = (self._n_places, self._d_sae)
-        active: Any = sparse.csr_matrix((np.ones(len(place), dtype=np.float32), (place, latent)), shape=shape)
-        count = torch.from_numpy(np.asarray(active.sum(0)).ravel())
-        with_latent = active.T.tocsr()
+        active: Any = sparse.csr_matrix((np.ones(len(place), dtype=np.int32), (place, latent)), shape=shape)
+        count, with_latent = np.asarray(active.sum(0)).ravel(), active.T.tocsr()
         n = min(n, self._d_sae - 1)
-        best, shares = torch.full((self._d_sae, n), -1), torch.zeros(self._d_sae, n)
-        size = max(1, _ELEMENTS // self._d_sae)
-        for start in range(0, self._d_sae, size):
-            both = torch.from_numpy((with_latent[start : start + size] @ active).toarray())
-            rows = torch.arange(len(both))
-            share = both / (count[start : start + size, None] * count).sqrt().clamp(min=1)
-            share[both < _LEAST_TOGETHER] = 0
-            share[rows, rows + start] = 0
-            found, at = share.topk(n, dim=1)
-            best[start : start + size], shares[start : start + size] = torch.where(found > 0, at, -1), found
-        return best, shares
+        best, shares = np.full((self._d_sae, n), -1), np.zeros((self._d_sae, n), dtype=np.float32)
+        for start in range(0, self._d_sae, _ROWS):
+            both = (with_latent[start : start + _ROWS] @ active).tocoo()
+            one, other = both.row + start, both.col
+            often = (both.data >= _LEAST_TOGETHER) & (one != other)
+            one, other, times = one[often], other[often], both.data[often]
+            share = times / np.sqrt(count[one] * count[other])
+            order = np.lexsort((-share, one))
+            one, other, share = one[order], other[order], share[order]
+            rank = np.arange(len(one)) - np.searchsorted(one, one)
+            first = rank < n
+            best[one[first], rank[first]], shares[one[first], rank[first]] = other[first], share[first]
+        return torch.from_numpy(best), torch.from_numpy(shares)

@@ -21,10 +21,10 @@ SIZES = ("--tokens", "2048", "--eval-tokens", "256")
 def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     done = run("demo", "--tokens", "12288", "--eval-tokens", "256")
     assert done.code == 0, done.stderr
-    stages = re.findall(r"^\[(\d)/4\] (\w+)(?: SAE (\d of \d), (\w+))?", done.stderr, re.MULTILINE)
+    stages = re.findall(r"^\[(\d)/5\] (\w+)(?: SAE (\d of \d), (\w+))?", done.stderr, re.MULTILINE)
     assert stages == [
         ("1", "load", "", ""), ("2", "train", "1 of 2", "top_afa"), ("3", "train", "2 of 2", "afa_pursuit"),
-        ("4", "evaluate", "", ""),
+        ("4", "evaluate", "", ""), ("5", "look", "", ""),
     ]  # fmt: skip
     assert re.search(r"256/256 \[", done.stderr), "the evaluation has a bar"
     assert re.search(r"top_afa +afa_pursuit", done.stdout), "side by side"
@@ -50,13 +50,18 @@ def test_demo_trains_evaluates_saves_and_says_how_to_load(tmp_path, run):
     assert names["sae"].cfg.d_sae == 3072
     assert SAE.load_from_disk(tmp_path / "runs/demo-afa_pursuit").cfg.architecture() == "afa_pursuit"
 
-    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_pursuit", "demo-eval"]
+    assert sorted(os.listdir(tmp_path / "runs")) == ["demo", "demo-afa_pursuit", "demo-eval", "demo-features"]
+    page = tmp_path / "runs/demo-features/features.html"
+    assert f"to look at in a browser: {page.relative_to(tmp_path)}\n" in done.stdout
+    assert "afa_pursuit at blocks.2.hook_resid_pre" in page.read_text(encoding="utf-8")
     assert "pass --overwrite" in run("demo", *SIZES).error
 
 
 @pytest.mark.slow
 def test_another_demo_replaces_the_first_on_request(tmp_path, run):
     before = {"demo": "cfg.json", "demo-afa_pursuit": "cfg.json", "demo-eval": "metrics.json"}
+    besides = {"demo-eval", "demo-features"}
+    before["demo-features"] = "features.html"
     for folder, file in before.items():
         (tmp_path / "runs" / folder).mkdir(parents=True)
         for name in (file, "of the first"):
@@ -64,9 +69,9 @@ def test_another_demo_replaces_the_first_on_request(tmp_path, run):
     done = run("demo", *SIZES, "--overwrite")
     assert done.code == 0, done.stderr
     for folder, file in before.items():
-        assert json.loads((tmp_path / "runs" / folder / file).read_text())
-        # Of an SAE's folder nothing stays, beside an evaluation may be files of the user's.
-        assert (tmp_path / "runs" / folder / "of the first").exists() == (folder == "demo-eval")
+        assert len((tmp_path / "runs" / folder / file).read_text()) > 2
+        # Of an SAE's folder nothing stays, beside an evaluation and a page may be files of the user's.
+        assert (tmp_path / "runs" / folder / "of the first").exists() == (folder in besides)
     assert sorted(os.listdir(tmp_path / "runs")) == list(before)
 
 
@@ -100,13 +105,15 @@ def test_an_interrupted_demo_continues(tmp_path, run, monkeypatch):
         (["--device", "abacus"], "device 'abacus' cannot be used here"),
         (["--output", "taken"], "output folder taken exists; pass --overwrite"),
         (["--output", "judged"], "output folder judged-eval exists; pass --overwrite"),
+        (["--output", "seen"], "output folder seen-features exists; pass --overwrite"),
         (["--resume-from-checkpoint", "nowhere"], "--resume-from-checkpoint: nowhere is not a folder"),
     ],
 )
 def test_a_wrong_demo_is_one_line_and_leaves_nothing_behind(tmp_path, args, message, run):
-    for name in ("taken", "judged-eval"):
+    there = ["judged-eval", "seen-features", "taken"]
+    for name in there:
         (tmp_path / name).mkdir()
     done = run("demo", *args)
     assert done.code == 1
     assert message in done.error
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["judged-eval", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == there

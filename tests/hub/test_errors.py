@@ -119,6 +119,11 @@ def test_a_failure_of_the_hub_that_lasts(client, hub, status):
             "metrics of a: 'l0' must be a finite",
         ),
         ('afa.push_to_hub({"a": make()}, "me/saes", plots={"a": "no.png"})', "the plot of a must be a .png file"),
+        (
+            'afa.push_to_hub({"a": make()}, "me/saes", features={"a": "no"})',
+            "the features of a must be a page",
+        ),
+        ('afa.push_to_hub({"a": make()}, "me/saes", features={"b": "."})', "features are given for ['b']"),
         ('afa.push_to_hub({"a": make()}, "me/saes", tag="v1", create_pr=True)', "tag and create_pr exclude each other"),
         (
             'afa.push_to_hub({"a": make(normalize_activations="expected_average_only_in")}, "me/saes")',

@@ -61,9 +61,35 @@ def evaluation(folder: Path, *names: str) -> Path:
     return folder
 
 
+def test_the_page_of_features_goes_with_its_sae(client, hub):
+    client.run(
+        PREPARE
+        + """
+    for folder in ("seen", "other"):
+        Path(folder).mkdir()
+        Path(folder, "features.html").write_text(folder)
+    push_folders("me/saes", ["runs/first", "runs/second"], features=["first=seen"])
+    push_folders("me/saes", ["b c=runs/second"], features=["other"])
+    """
+    )
+    assert hub.file("me/saes", "first/features.html") == b"seen"
+    assert hub.file("me/saes", "b c/features.html") == b"other"
+    files = set(hub.repos["me/saes"].commits[hub.repos["me/saes"].refs["main"]])
+    assert "second/features.html" not in files
+    card = hub.file("me/saes", "README.md").decode()
+    assert "- `first`: [features.html](first/features.html)" in card
+    assert "- `b c`: [features.html](b%20c/features.html)" in card
+    # Another SAE in its place is not shown with the old one's features.
+    client.run(PREPARE + '    afa.push_to_hub({"first": "runs/second"}, "me/saes")\n    ')
+    assert "first/features.html" not in set(hub.repos["me/saes"].commits[hub.repos["me/saes"].refs["main"]])
+    assert "](first/features.html)" not in hub.file("me/saes", "README.md").decode()
+
+
 @pytest.mark.parametrize(
     ("saes", "options", "message"),
     [
+        (["x/first"], {"features": ["second=seen"]}, r"features 'second=seen' are of none of the SAEs \(first\)"),
+        (["x/first", "x/second"], {"features": ["seen"]}, "features 'seen' are of none of the SAEs"),
         (["a=x/first", "a=y/second"], {}, r"'a=y/second' needs an id of its own: give ID=FOLDER \('a' is taken"),
         (["x/first", "y/first"], {}, r"'y/first' needs an id of its own"),
         (["x/first"], {"activations": "acts"}, "a calibration is for with_jumprelu: give that too"),

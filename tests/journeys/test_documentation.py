@@ -40,6 +40,8 @@ SUBSTITUTIONS = [
     ("--output_path runs/gpt2-layer6", "--output_path runs/gpt2-layer6 --overwrite"),  # after the same in Python
     ("sae-lens-afa demo", "sae-lens-afa demo --tokens 2048 --eval-tokens 256"),
     ("sae-lens-afa eval --", "sae-lens-afa eval --tokens 2048 --"),
+    ("sae-lens-afa features --", "sae-lens-afa features --tokens 2048 --"),
+    ('model, "runs/features")', 'model, "runs/features", tokens=2048)'),
     ("--release gpt2-small-res-jb --sae-id blocks.7.hook_resid_pre", "--sae runs/gpt2-layer6"),
     ("store, model)", "store, model, tokens=2048)"),
     ("sweep ground-truth", "sweep ground-truth --preset tiny"),
