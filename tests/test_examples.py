@@ -88,3 +88,12 @@ def test_a_token_is_drawn_as_a_pursuit_takes_it_apart(tmp_path, monkeypatch, cap
     runpy.run_path(str(EXAMPLES / "pursuit_by_stages.py"), run_name="__main__")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert "stages" in capsys.readouterr().out
+
+
+def test_concepts_pictures_draws_its_pictures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["concepts_pictures.py", "--output", str(tmp_path / "pictures")])
+    runpy.run_path(str(EXAMPLES / "concepts_pictures.py"), run_name="__main__")
+    drawn = sorted((tmp_path / "pictures").iterdir())
+    assert capsys.readouterr().out.split() == [str(path) for path in drawn]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    assert len(drawn) == 3
