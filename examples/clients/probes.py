@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 from sae_lens import SAE
 from sae_probes import run_sae_evals
@@ -18,8 +19,10 @@ hook, datasets = sae.cfg.metadata.hook_name, ["119_us_state_TX"]
 ensure_dataset_activations(
     dataset_short_names=datasets, hook_names=[hook], max_seq_len=model.cfg.n_ctx, model=model, **where
 )
+# A folder an SAE: results that are there are not made again, whichever SAE they are of.
+results = Path("probes", Path(folder).name)
 run_sae_evals(
-    sae, hook_name=hook, reg_type="l1", setting="normal", ks=[1, 16], datasets=datasets, results_path="probes", **where
+    sae, hook_name=hook, reg_type="l1", setting="normal", ks=[1, 16], datasets=datasets, results_path=results, **where
 )
-with open(f"probes/sae_probes_kjv_gpt2/normal_setting/{datasets[0]}_{hook}_l1.json") as file:
-    print({f"k = {result['k']}": round(result["test_auc"], 3) for result in json.load(file)})
+for path in sorted(results.rglob("*.json")):
+    print(path.stem, {f"k = {result['k']}": round(result["test_auc"], 3) for result in json.loads(path.read_text())})

@@ -11,7 +11,7 @@ from sae_lens.saes.sae import SAE
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import Inputs, check_inputs, check_sizes, load_inputs, metadata_set
-from sae_lens_afa.interop._saebench import prepared, result_file, sae_bench, versions
+from sae_lens_afa.interop._bench import prepared, result_file, sae_bench, versions
 from sae_lens_afa.loading.models import check_device
 
 if TYPE_CHECKING:

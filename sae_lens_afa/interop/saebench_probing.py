@@ -13,7 +13,7 @@ from sae_lens.saes.sae import SAE
 from torch import Tensor
 
 from sae_lens_afa.evals.inputs import check_sizes, metadata_set
-from sae_lens_afa.interop._saebench import prepared, result_file, sae_bench, shapes_unchecked, versions
+from sae_lens_afa.interop._bench import prepared, result_file, sae_bench, shapes_unchecked, versions
 from sae_lens_afa.loading.models import check_context, check_device, load_language_model
 
 if TYPE_CHECKING:

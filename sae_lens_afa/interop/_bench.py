@@ -13,6 +13,7 @@ import jaxtyping
 import torch
 from sae_lens.saes.sae import SAE
 
+from sae_lens_afa.loading.inference import inference_view
 from sae_lens_afa.loading.saes import load_sae
 
 
@@ -20,14 +21,13 @@ def sae_bench(module: str) -> Any:
     """Return a module of SAEBench, which this package does not depend on.
 
     Raises:
-        ImportError: it is not installed, or does not import; the message says which.
+        ImportError: it is not installed.
     """
     try:
-        return import_module(f"sae_bench.{module}")
+        import_module("sae_bench")
     except ModuleNotFoundError as error:
-        if error.name != "sae_bench":
-            raise
         raise ImportError("SAEBench is not installed here: pip install sae-bench") from error
+    return import_module(f"sae_bench.{module}")
 
 
 def prepared(sae: str | Path | SAE[Any], name: str | None, device: str) -> tuple[str, SAE[Any]]:
@@ -39,7 +39,7 @@ def prepared(sae: str | Path | SAE[Any], name: str | None, device: str) -> tuple
         name = name or Path(sae).name
         sae = load_sae(sae, device, where=f"sae {sae}")
     else:
-        sae = copy.deepcopy(sae).to(device)
+        sae = inference_view(copy.deepcopy(sae).to(device))
     with torch.no_grad():
         sae.fold_W_dec_norm()
     return name or sae.cfg.architecture(), sae.eval()
