@@ -64,10 +64,15 @@ def saebench_core(
     Raises:
         ImportError: SAEBench is not installed.
         ValueError, TypeError, OSError: one line that names the parameter and says what to do.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> afa.interop.saebench_core("runs/gpt2-layer6", "eval_results")  # doctest: +SKIP
+        PosixPath('eval_results/gpt2-layer6_custom_sae_eval_results.json')
     """
-    core = sae_bench("evals.core.main")
     check_device(device)
     check_sizes(tokens=tokens, batch_size_prompts=batch_size_prompts, context_size=context_size)
+    core = sae_bench("evals.core.main")
     name, sae = prepared(sae, name, device)
     path = result_file(output, name, overwrite=overwrite)
     saes = {name: sae}

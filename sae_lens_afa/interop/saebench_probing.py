@@ -60,13 +60,19 @@ def saebench_sparse_probing(
     Raises:
         ImportError: SAEBench is not installed.
         ValueError, TypeError, OSError: one line that names the parameter and says what to do.
+
+    Example:
+        >>> import sae_lens_afa as afa
+        >>> texts = {"prose": ["It was dark."] * 10, "verse": ["Dark was the night"] * 10}
+        >>> afa.interop.saebench_sparse_probing("runs/gpt2-layer6", texts, "eval_results")  # doctest: +SKIP
+        PosixPath('eval_results/gpt2-layer6_custom_sae_eval_results.json')
     """
-    probing = sae_bench("evals.sparse_probing.main")
     check_device(device)
     check_sizes(context_size=context_size)
     size = min((len(each) for each in texts.values()), default=0)
     if len(texts) < 2 or size < 2 * _TEST_EVERY:
         raise ValueError(f"texts must have two classes or more, each of {2 * _TEST_EVERY} texts or more.")
+    probing = sae_bench("evals.sparse_probing.main")
     name, sae = prepared(sae, name, device)
     path = result_file(output, name, overwrite=overwrite)
     language_model, model_name = _model(sae, model, device, name)

@@ -77,7 +77,7 @@ def saes(tmp_path_factory) -> dict[str, str]:
         ("afa_pursuit", afa.AFAPursuitTrainingSAE, afa.AFAPursuitTrainingSAEConfig(d_in=192, d_sae=768)),
     ):
         if name != "top_afa":
-            cfg.threshold_scale = 0.5  # directions that were not trained stand out less
+            cfg.threshold_scale = 0.7  # directions that were not trained stand out less
         sae = cls(cfg)
         nn.init.normal_(sae.W_dec)
         sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)

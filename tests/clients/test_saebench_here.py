@@ -19,10 +19,17 @@ def sae():
 
 def test_without_saebench_the_message_says_how_to_install_it(sae, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sae_bench", None)
-    for call in (lambda: saebench_core(sae, tmp_path), lambda: saebench_sparse_probing(sae, {}, tmp_path)):
+    texts = {"old": ["a"] * 10, "new": ["b"] * 10}
+    for call in (lambda: saebench_core(sae, tmp_path), lambda: saebench_sparse_probing(sae, texts, tmp_path)):
         with pytest.raises(ImportError, match="pip install sae-bench"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("texts", [{}, {"one": ["a"] * 10}, {"one": ["a"] * 10, "two": ["a"] * 9}])
+def test_too_few_texts_are_refused(sae, tmp_path, texts):
+    with pytest.raises(ValueError, match="two classes or more, each of 10 texts or more"):
+        saebench_sparse_probing(sae, texts, tmp_path)
 
 
 def test_saebench_gets_a_copy_in_inference_form_with_decoder_rows_at_norm_1(sae):
