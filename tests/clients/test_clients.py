@@ -34,20 +34,24 @@ def test_saebench_by_command(bench, saes):
     )
 
 
-# SAEBench's own loop over SAEs takes ours as it takes its own; it only wants a model that it can load by name.
+# SAEBench's own loop over SAEs takes ours as it takes its own, and text from a folder; it only wants a model that it
+# can load by name.
 OWN_LOOP = """
-import sys
+import json, os, sys
 from unittest import mock
 import sae_lens_afa as afa
 from sae_bench.evals.core import main
 from sae_lens import SAE
-from sae_lens_afa.demo.chapters import held_out_dataset
 
+os.makedirs("chapters")
+with open("chapters/train.jsonl", "w") as file:
+    file.writelines(json.dumps({"text": chapter}) + "\\n" for chapter in afa.demo.load_text().held_out)
 model = afa.demo.load_model()
 with mock.patch.object(main.HookedTransformer, "from_pretrained_no_processing", lambda *args, **kwargs: model):
     done = main.multiple_evals(
         [("ours", SAE.load_from_disk(sys.argv[1]))], n_eval_reconstruction_batches=1,
-        n_eval_sparsity_variance_batches=1, dataset=held_out_dataset(), device="cpu", output_folder="own_loop",
+        n_eval_sparsity_variance_batches=1, dataset="./chapters", device="cpu", output_folder="own_loop",
+        compute_featurewise_density_statistics=True, compute_featurewise_weight_based_metrics=True,
     )
 print(sorted(done[0]["metrics"]))
 """
