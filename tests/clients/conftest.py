@@ -43,7 +43,7 @@ def install(home: Path, *requirements: str) -> None:
     """Make an environment; torch first, so that nothing asks for another one."""
     venv.create(home, with_pip=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "-q", "--disable-pip-version-check"]
-    for wanted in ([f"torch=={TORCH}"], [f"torch=={TORCH}", f"{ROOT}[fast]", *requirements]):
+    for wanted in ([f"torch=={TORCH}"], [f"torch=={TORCH}", "-e", f"{ROOT}[fast]", *requirements]):
         done = subprocess.run([*pip, "install", *wanted], capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stderr[-6000:]
     if torch.version.cuda is None:  # PyPI's builds of these want CUDA's libraries; no client here needs them
