@@ -13,7 +13,21 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typing_extensions import TypeIs
 
-from sae_lens_afa.cli import convert, demo, evaluate, export, features, info, list_saes, plot, pull, push, sweep, train
+from sae_lens_afa.cli import (
+    convert,
+    demo,
+    evaluate,
+    export,
+    features,
+    info,
+    list_saes,
+    plot,
+    pull,
+    push,
+    saebench,
+    sweep,
+    train,
+)
 from sae_lens_afa.cli.errors import INTERRUPTED, describe, describe_usage, is_raised_here
 
 if TYPE_CHECKING:
@@ -45,6 +59,7 @@ app.command("list")(list_saes.list_saes)
 app.command()(info.info)
 app.command()(export.export)
 app.command()(convert.convert)
+app.command()(saebench.saebench)
 app.add_typer(sweep.sweep, name="sweep")
 
 
