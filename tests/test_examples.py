@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -97,3 +98,20 @@ def test_concepts_pictures_draws_its_pictures(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.split() == [str(path) for path in drawn]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
     assert len(drawn) == 3
+
+
+@pytest.mark.slow
+def test_what_is_logged_to_wandb_is_what_the_docs_list(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)  # the script changes it
+    monkeypatch.setattr(sys, "argv", ["wandb_offline.py", "--steps", "12", "--output", str(tmp_path / "wandb.png")])
+    runpy.run_path(str(EXAMPLES / "wandb_offline.py"), run_name="__main__")
+    logged = set(capsys.readouterr().out.split()) - {"Training", "SAE:"}
+    assert (tmp_path / "wandb.png").read_bytes().startswith(b"\x89PNG")
+    page = (EXAMPLES.parent / "docs" / "judging.md").read_text(encoding="utf-8").partition("## Logged to wandb")[2]
+    listed = set(re.findall(r"`([\w/]+(?:/\.\.\.)?)`", page))
+    whole = {name for name in listed if not name.endswith("...")}
+    families = {name.removesuffix("...") for name in listed if name.endswith("/...")}
+    assert not {name for name in logged if name not in whole and not name.startswith(tuple(families))}
+    # Of other architectures or settings.
+    assert {name for name in whole if "/" in name} - logged == {"metrics/afa_threshold_scale"}
