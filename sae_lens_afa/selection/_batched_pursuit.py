@@ -5,13 +5,13 @@ What `sae_lens_afa.kernels.pursue` does token by token; the rule is in `sae_lens
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-Rule = Any  # a PursuitRule, whose module imports this one
+from sae_lens_afa.selection.pursuit_rule import PursuitRule
 
 # Entries of the gathered rows [tokens, active, d_in] that are held at a time.
 GATHERED = 1 << 25
@@ -22,7 +22,7 @@ def pursue_portable(
     W: Float[Tensor, "d_sae d_in"],
     correlations: Float[Tensor, "tokens d_sae"],
     inverse_norm: Float[Tensor, " d_sae"],
-    rule: Rule,
+    rule: PursuitRule,
     typical_norm: Float[Tensor, ""],
 ) -> Float[Tensor, "tokens d_sae"]:
     """Pursue on any device, by batched torch operations on the tokens that are not done."""
@@ -91,7 +91,7 @@ class Support(NamedTuple):
         may_join: Bool[Tensor, "tokens active"],
         inverse_norm: Float[Tensor, " d_sae"],
         least: Float[Tensor, " tokens"],
-        rule: Rule,
+        rule: PursuitRule,
     ) -> Float[Tensor, "tokens active"]:
         """Let those that may join do so, the strongest first, until none stands out; return the values."""
         scale = inverse_norm[self.features]
