@@ -15,7 +15,7 @@ from sae_lens_afa.files import FEATURES_FILENAME
 
 def demo(
     output: Annotated[
-        Path, typer.Option(help="Folder for the top_afa SAE; the other and the evaluation go beside it.")
+        Path, typer.Option(help="Folder for the top_afa SAE; the other, the evaluation and the features go beside it.")
     ] = Path("runs/demo"),
     tokens: Annotated[int, typer.Option(help="Training tokens of each.")] = DEMO_TOKENS,
     eval_tokens: Annotated[int, typer.Option(help="Held-out tokens to evaluate on.")] = DEMO_EVAL_TOKENS,

@@ -13,9 +13,9 @@ from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 
 
 def features(
-    sae: Annotated[Path | None, typer.Option(help="Folder of an SAE or training checkpoint.")] = None,
+    sae: Annotated[list[Path] | None, typer.Option(help="Folder of an SAE or training checkpoint.")] = None,
     release: Annotated[str | None, typer.Option(help="SAELens release or Hub repository.")] = None,
-    sae_id: Annotated[str | None, typer.Option(help="SAE of the release.")] = None,
+    sae_id: Annotated[list[str] | None, typer.Option(help="SAE of the release.")] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="On the demo's model and held-out text; without --sae its afa_pursuit SAE.")
     ] = False,
@@ -39,15 +39,17 @@ def features(
     if demo:
         check_demo(model=model, dataset=dataset)
         if release is None:
-            sae = sae or demo_saes()[-1]
-    if sae is None and release is None:
+            sae = sae or demo_saes()[-1:]
+    if not sae and release is None:
         raise ValueError("nothing to look at: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
+    if len(sae or ()) + len(sae_id or ()) > 1:
+        raise ValueError("a page shows one SAE: give one, and another --output for each of the others.")
     from sae_lens_afa.feature_page import features_by_name
     from sae_lens_afa.files import check_output_folder
     from sae_lens_afa.hub import load_saes
 
     check_output_folder(output, overwrite=overwrite)
-    ((name, loaded),) = load_saes([sae] if sae else (), release, [sae_id] if sae_id else (), device).items()
+    ((name, loaded),) = load_saes(sae or (), release, sae_id or (), device).items()
     read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
     report = features_by_name(
         loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,

@@ -46,6 +46,7 @@ def test_model_text_and_hook_by_name(tmp_path, run):
     [
         ((), "nothing to look at: give --sae PATH, or --release NAME with --sae-id ID, or --demo"),
         (("--sae", "nowhere"), "nowhere"),
+        (("--sae", "sae", "--sae", "sae"), "a page shows one SAE: give one"),
         (("--sae", "sae"), "--demo"),
         (("--sae", "sae", "--demo", "--model", "gpt2"), "--demo has its own model and text"),
         (("--sae", "sae", "--demo", "--tokens", "0"), "--tokens must be at least 1, got 0"),

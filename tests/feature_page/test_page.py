@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import re
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -221,3 +222,25 @@ def test_a_single_latent_has_no_neighbours(tmp_path, model, store):
     sae = afa.AFAPursuitSAE(afa.AFAPursuitSAEConfig(d_in=192, d_sae=2, metadata=small_topk().cfg.metadata))
     report = write(sae, store, model, tmp_path / "page", tokens=64)
     assert len(report.table) == 2
+
+
+def test_on_a_transformer_bridge(tmp_path, model, store, dataset):
+    """TransformerLens' newer model says the same of an SAE as its older one, promoted tokens among it."""
+    pytest.importorskip("transformer_lens.model_bridge", reason="came with TransformerLens 3")
+    from sae_lens import ActivationsStore
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+
+    from sae_lens_afa.demo import model_folder
+
+    sae, of_its_own = small_topk(), small_topk("blocks.2.hook_in")  # its name of the same point
+    bridge = SAETransformerBridge.boot_transformers(str(model_folder()), device="cpu", dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        of_bridge = ActivationsStore.from_sae(bridge, of_its_own, dataset, streaming=False, store_batch_size_prompts=4)
+    reports = [
+        write(sae, store, model, tmp_path / "hooked"),
+        afa.features(of_its_own, of_bridge, bridge, tmp_path / "bridge", tokens=24 * CONTEXT, progress=False),
+    ]
+    hooked, bridged = (content_of(report.page) for report in reports)
+    assert np.allclose(reports[0].table["density"], reports[1].table["density"], atol=2 / (24 * CONTEXT))
+    assert np.allclose(hooked[1]["promoted_logit"], bridged[1]["promoted_logit"], atol=1e-3)
