@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks import allocation, evals
+from benchmarks import allocation, evals, gram
 from sae_lens_afa.experiments.report import best_section
 from sae_lens_afa.experiments.statistics import Criterion, summarise
 from sae_lens_afa.experiments.sweep_metrics import sweep_metrics
@@ -114,3 +114,12 @@ def criterion_of(heading: str) -> Criterion:
         "explained variance": "explained_variance", "explained variance (raw)": "explained_variance_raw",
     }  # fmt: skip
     return Criterion(names[title], title, kind == "highest", float(limit) if limit else None)
+
+
+def test_the_gram_matrix_gives_the_product(tmp_path, run):
+    file = tmp_path / "gram.json"
+    printed = run(gram.main, "--rounds", "2", "--d-in", "16", "--d-sae", "64", "--l0", "4", "8", "--json", str(file))
+    assert printed.count("of the product's time") == 2
+    found = json.loads(file.read_text())
+    assert found["gram_bytes"] == 64 * 64 * 4
+    assert all(quartiles_are_in_order(row["gram / product"]) for row in found["rows"])
