@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
-from sae_lens_afa.cli.options import BatchSizePrompts, ContextSize, Dataset, Device, Hook, Model, Overwrite
+from sae_lens_afa.cli.options import (
+    BatchSizePrompts,
+    ContextSize,
+    Dataset,
+    Device,
+    ExcludeSpecialTokens,
+    Hook,
+    Model,
+    Overwrite,
+)
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 
 
@@ -31,12 +40,7 @@ def evaluate(
     positions: Annotated[
         list[int] | None, typer.Option("--position", help="Judge this position only; -1 is the last.")
     ] = None,
-    exclude_special_tokens: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclude-special-tokens/--include-special-tokens", help="Leave them out or not. Default: as in training."
-        ),
-    ] = None,
+    exclude_special_tokens: ExcludeSpecialTokens = None,
     outlier_norm_multiple: Annotated[
         float | None, typer.Option(help="Report also without tokens above so many median norms.")
     ] = None,

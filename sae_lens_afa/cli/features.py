@@ -8,7 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
-from sae_lens_afa.cli.options import BatchSizePrompts, ContextSize, Dataset, Device, Hook, Model, Overwrite
+from sae_lens_afa.cli.options import (
+    BatchSizePrompts,
+    ContextSize,
+    Dataset,
+    Device,
+    ExcludeSpecialTokens,
+    Hook,
+    Model,
+    Overwrite,
+)
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 
 
@@ -25,12 +34,7 @@ def features(
     context_size: ContextSize = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
     batch_size_prompts: BatchSizePrompts = PROMPTS,
-    exclude_special_tokens: Annotated[
-        bool | None,
-        typer.Option(
-            "--exclude-special-tokens/--include-special-tokens", help="Leave them out or not. Default: as in training."
-        ),
-    ] = None,
+    exclude_special_tokens: ExcludeSpecialTokens = None,
     device: Device = "cpu",
     output: Annotated[Path, typer.Option(help="Folder for features.html and latents.csv.")] = Path("runs/features"),
     overwrite: Overwrite = False,

@@ -15,6 +15,12 @@ BatchSizePrompts = Annotated[int, typer.Option(help="Prompts per forward pass.")
 Model = Annotated[str | None, typer.Option(help="Model name or folder. Default: the SAE's.")]
 Dataset = Annotated[str | None, typer.Option(help="Hub id, folder or file. Default: the SAE's.")]
 Hook = Annotated[str | None, typer.Option(help="Hook point. Default: the SAE's.")]
+ExcludeSpecialTokens = Annotated[
+    bool | None,
+    typer.Option(
+        "--exclude-special-tokens/--include-special-tokens", help="Leave them out or not. Default: as in training."
+    ),
+]
 ContextSize = Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")]
 Activations = Annotated[
     Path | None, typer.Option(help=".safetensors file of raw activations [tokens, d_in] to calibrate on.")

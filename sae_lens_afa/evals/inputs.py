@@ -45,7 +45,46 @@ def check_sizes(**sizes: int | None) -> None:
             raise ValueError(f"{name} must be at least 1, got {value}.")
 
 
-def check_inputs(
+@contextmanager
+def inputs_for(
+    saes: SAEs,
+    *,
+    model: str | HookedRootModule | None,
+    dataset: str | Dataset | None,
+    hook: str | None,
+    context_size: int | None,
+    tokens: int,
+    batch_size_prompts: int,
+    device: str,
+) -> Generator[Inputs]:
+    """Load the model that SAEs code, and a store that reads text through it as in their training.
+
+    Meanwhile the SAEs' metadata name the hook that is given. What is neither given nor named by them is refused before
+    anything is loaded.
+
+    Args:
+        saes: By name.
+        model: A name, a folder, or a model; None takes the name that the SAEs' metadata agree on.
+        dataset: A name, a file, a folder, or text as `loading.text.text_dataset` makes it; None as for `model`.
+        hook: Hook point of all SAEs; None leaves them as they are.
+        context_size: Tokens of a prompt; None as for `model`.
+        tokens: Tokens that will be read.
+        batch_size_prompts: Prompts per forward pass.
+        device: cpu, cuda, ...
+
+    Raises:
+        ValueError: naming the SAE and the parameter.
+        ValueError, OSError: an unknown model or text, or SAEs that do not agree on them.
+    """
+    _check(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
+    with metadata_set(saes.values(), hook_name=hook):
+        yield _load(
+            saes, model=model, dataset=dataset, context_size=context_size, tokens=tokens,
+            batch_size_prompts=batch_size_prompts, device=device,
+        )  # fmt: skip
+
+
+def _check(
     saes: SAEs,
     *,
     model: str | HookedRootModule | None,
@@ -53,11 +92,7 @@ def check_inputs(
     hook: str | None,
     context_size: int | None,
 ) -> None:
-    """Refuse, before anything is loaded, what is neither given nor named by the SAEs' metadata.
-
-    Raises:
-        ValueError: naming the SAE and the parameter.
-    """
+    """Raise ValueError for what is neither given nor named by the SAEs' metadata."""
     for name, sae in saes.items():
         metadata = sae.cfg.metadata
         if hook is None and metadata.hook_name is None:
@@ -74,7 +109,7 @@ def check_inputs(
             raise ValueError(f"{name} does not say its dataset_path: give dataset.")
 
 
-def load_inputs(
+def _load(
     saes: SAEs,
     *,
     model: str | HookedRootModule | None,
@@ -84,20 +119,6 @@ def load_inputs(
     batch_size_prompts: int,
     device: str,
 ) -> Inputs:
-    """Load the model that the SAEs code, and a store that reads text through it as in their training.
-
-    Args:
-        saes: By name; `check_inputs` has passed them.
-        model: A name, a folder, or a model; None takes the name that the SAEs' metadata agree on.
-        dataset: A name, a file, a folder, or text as `loading.text.text_dataset` makes it; None as for `model`.
-        context_size: Tokens of a prompt; None as for `model`.
-        tokens: Tokens that will be read.
-        batch_size_prompts: Prompts per forward pass.
-        device: cpu, cuda, ...
-
-    Raises:
-        ValueError, OSError: an unknown model or text, or SAEs that do not agree on them.
-    """
     # The text first: it is cheaper to find missing.
     text, dataset_name = _text(shared_metadata(saes, "dataset_path") if dataset is None else dataset)
     language_model, model_name = _model(saes, shared_metadata(saes, "model_name") if model is None else model, device)

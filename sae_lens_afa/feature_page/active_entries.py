@@ -9,9 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_afa.evals.sae_space import SAESpace
-
-# Elements of feature_acts that are coded at a time.
-_ELEMENTS = 2**24
+from sae_lens_afa.feature_page.portions import portions
 
 
 class ActiveEntries(NamedTuple):
@@ -74,10 +72,8 @@ def active_entries(
         context: Tokens of a prompt.
     """
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    size = max(1, _ELEMENTS // space.d_sae)
-    for part, at in zip(rows.split(size), places.split(size), strict=True):
-        acts = space.code(part).feature_acts
-        acts = acts.to_dense() if acts.is_sparse else acts
+    for start, part in portions(rows, space.d_sae):
+        acts, at = space.code(part).feature_acts.to_dense(), places[start : start + len(part)]
         token, latent = acts.nonzero(as_tuple=True)
         value = acts[token, latent].float().cpu()
         token, latent = token.cpu(), latent.cpu()

@@ -9,7 +9,7 @@ from datasets import Dataset
 from sae_lens.saes.sae import SAE
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_sizes, inputs_for
 from sae_lens_afa.evals.sae_space import SAESpace
 from sae_lens_afa.feature_page.by_store import features
 from sae_lens_afa.feature_page.features_report import FeaturesReport
@@ -68,13 +68,10 @@ def features_by_name(
     check_device(device)
     check_output_folder(Path(output), overwrite=overwrite)
     SAESpace(sae)  # for what it refuses: an architecture, a scaling that is not known
-    saes = {name or "the SAE": sae}
-    check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
-    with metadata_set([sae], hook_name=hook):
-        inputs = load_inputs(
-            saes, model=model, dataset=dataset, context_size=context_size, tokens=tokens,
-            batch_size_prompts=batch_size_prompts, device=device,
-        )  # fmt: skip
+    with inputs_for(
+        {name or "the SAE": sae}, model=model, dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
+        batch_size_prompts=batch_size_prompts, device=device,
+    ) as inputs:  # fmt: skip
         return features(
             sae, inputs.store, inputs.model, output, tokens=tokens, batch_size_prompts=batch_size_prompts,
             exclude_special_tokens=exclude_special_tokens, name=name, model_name=inputs.model_name,

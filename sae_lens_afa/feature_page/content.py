@@ -100,7 +100,7 @@ def _table(
     if space.decoder_norm is not None:
         energy = energy * space.decoder_norm.cpu().numpy() ** 2
     place = collected.strongest.place[:, 0].numpy()
-    tokens = collected.prompts.ravel()[np.maximum(place, 0)]
+    tokens = vocabulary.numbers(collected.prompts.ravel()[np.maximum(place, 0)])
     return pd.DataFrame(
         {
             "latent": np.arange(len(count)),
@@ -111,7 +111,7 @@ def _table(
             "is_dead": count == 0,
             "nearest": nearest.numpy(),
             "cosine": cosine.double().numpy(),
-            "token": ["" if at < 0 else vocabulary.text(token) for at, token in zip(place, tokens, strict=True)],
+            "token": ["" if at < 0 else vocabulary.texts[token] for at, token in zip(place, tokens, strict=True)],
         }
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens_afa.evals.hook_reader import HookReader
+from sae_lens_afa.feature_page.portions import portions
 
-_ELEMENTS = 2**24
 # Hook points in the residual stream, or of what is added to it; in the names of both of TransformerLens' models.
 _IN_RESIDUAL = re.compile(
     r"(hook_resid_(pre|mid|post)|hook_(attn|mlp)_out|hook_(pos_)?embed|blocks\.\d+\.((attn|mlp)\.)?hook_out"
@@ -30,7 +29,7 @@ def nearest(rows: Float[Tensor, "d_sae d_in"], n: int) -> tuple[Int[Tensor, "d_s
     """Return for each unit row the n others with the largest cosine, and the cosines."""
     n = min(n, len(rows) - 1)
     found: list[tuple[Tensor, Tensor]] = []
-    for start, part in _parts(rows, len(rows)):
+    for start, part in portions(rows, len(rows)):
         cosine = part @ rows.T
         at = torch.arange(len(part))
         cosine[at, at + start] = -torch.inf
@@ -101,19 +100,13 @@ def promoted_tokens(
     n = min(n, to_logits.shape[1] // 2)
     tokens: list[Tensor] = []
     logits: list[Tensor] = []
-    for _, part in _parts(rows, to_logits.shape[1]):
+    for _, part in portions(rows, to_logits.shape[1]):
         effect = part.to(to_logits) @ to_logits
         high, promoted = effect.topk(n, dim=1)
         low, suppressed = effect.topk(n, dim=1, largest=False)
         tokens.append(torch.cat([promoted, suppressed.flip(1)], 1).cpu())
         logits.append(torch.cat([high, low.flip(1)], 1).cpu())
     return torch.cat(tokens), torch.cat(logits)
-
-
-def _parts(rows: Tensor, width: int) -> Iterator[tuple[int, Tensor]]:
-    size = max(1, _ELEMENTS // width)
-    for start in range(0, len(rows), size):
-        yield start, rows[start : start + size]
 
 
 def _weight(model: Any, path: str) -> Tensor | None:

@@ -30,7 +30,7 @@ def write_page(path: Path, about: Mapping[str, Any], content: PageContent) -> No
         loader=PackageLoader("sae_lens_afa.feature_page", "."), autoescape=True, undefined=StrictUndefined
     )
     page = environment.get_template("page.html").render(
-        about=about, has_stages="token_stage" in content.arrays, version=version("sae-lens-afa"), data=data,
+        about=about, version=version("sae-lens-afa"), data=data,
         style=(own / "page.css").read_text(encoding="utf-8"), script=(own / "page.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
     )  # fmt: skip

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from sae_lens_afa.evals.sae_space import SAESpace
+from sae_lens_afa.feature_page.portions import portions
 from sae_lens_afa.feature_page.stages import is_pursuit, joining_stages
 
 # Tokens that are taken apart, and the strongest features of each that are listed.
 TOKENS, FEATURES = 1024, 24
-_ELEMENTS = 2**24
 
 
 class TokensApart(NamedTuple):
@@ -62,8 +62,7 @@ class FirstTokens:
     def taken_apart(self) -> TokensApart:
         """Return the tokens with their features."""
         rows, places = torch.cat(self._rows), torch.cat(self._places)
-        size = max(1, _ELEMENTS // self._space.d_sae)
-        parts = [self._part(rows[i : i + size]) for i in range(0, len(rows), size)]
+        parts = [self._part(part) for _, part in portions(rows, self._space.d_sae)]
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         stage = columns.pop("stage", None)
         return TokensApart(place=places, stage=stage, **columns)
@@ -71,8 +70,7 @@ class FirstTokens:
     def _part(self, rows: Tensor) -> dict[str, Tensor]:
         """Return what is known of some tokens, by the names in `TokensApart`."""
         space, coded = self._space, self._space.code(rows)
-        acts = coded.feature_acts.to_dense() if coded.feature_acts.is_sparse else coded.feature_acts
-        acts = acts.float()
+        acts = coded.feature_acts.to_dense().float()
         energy = acts.square()
         if space.decoder_norm is not None:
             energy = energy * space.decoder_norm.to(energy).square()

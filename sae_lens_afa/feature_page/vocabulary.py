@@ -27,10 +27,6 @@ class Vocabulary:
         """Return for each id the number of its text."""
         return np.searchsorted(self._ids, ids).astype(np.uint32)
 
-    def text(self, token_id: int) -> str:
-        """Return the text of an id that occurs."""
-        return self.texts[int(np.searchsorted(self._ids, token_id))]
-
 
 def _text(tokenizer: Any, token_id: int) -> str:
     """Return a token as it stands in a text: with the blank before it that some tokenizers leave out alone."""

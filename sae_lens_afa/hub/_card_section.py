@@ -7,8 +7,8 @@ from typing import Any
 
 from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.evals.metric_list import CARD, metrics_shown_in
-from sae_lens_afa.files import SAE_CFG_FILENAME
-from sae_lens_afa.hub._contents import METRICS_FILENAME, PAGE_FILENAME, PLOT_FILENAME, SAEFacts, is_number
+from sae_lens_afa.files import FEATURES_FILENAME, SAE_CFG_FILENAME
+from sae_lens_afa.hub._contents import METRICS_FILENAME, PLOT_FILENAME, SAEFacts, is_number
 from sae_lens_afa.hub._remote import ROOT, in_folder
 from sae_lens_afa.interop.agreement import METADATA_KEY
 
@@ -106,7 +106,7 @@ def _rounded(report: Mapping[str, Any], name: str) -> str:
 def _pages(saes: Mapping[str, SAEFacts]) -> list[str]:
     """Name the pages of features: the Hub shows HTML as text, so a page is to be downloaded."""
     lines = [
-        f"- {_code(sae_id)}: [{PAGE_FILENAME}]({in_folder(sae_id, PAGE_FILENAME).replace(' ', '%20')})"
+        f"- {_code(sae_id)}: [{FEATURES_FILENAME}]({in_folder(sae_id, FEATURES_FILENAME).replace(' ', '%20')})"
         for sae_id, facts in saes.items()
         if facts.has_page
     ]

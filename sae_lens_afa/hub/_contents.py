@@ -24,7 +24,6 @@ from sae_lens_afa.loading import sae_folder
 
 METRICS_FILENAME = "afa_metrics.json"
 PLOT_FILENAME = "zf_plot.png"
-PAGE_FILENAME = FEATURES_FILENAME
 # Files of an SAE's folder that are pushed and pulled.
 FILENAMES = (
     SAE_CFG_FILENAME,
@@ -33,7 +32,7 @@ FILENAMES = (
     RUNNER_CFG_FILENAME,
     METRICS_FILENAME,
     PLOT_FILENAME,
-    PAGE_FILENAME,
+    FEATURES_FILENAME,
 )
 _SETTINGS = {
     "training_tokens": "tokens",
@@ -126,7 +125,7 @@ def read_facts(folder: Path, where: str) -> SAEFacts:
         _read_object(folder / RUNNER_CFG_FILENAME, where),
         {name: v for name, v in _read_object(folder / METRICS_FILENAME, where).items() if name != "version"},
         (folder / PLOT_FILENAME).is_file(),
-        (folder / PAGE_FILENAME).is_file(),
+        (folder / FEATURES_FILENAME).is_file(),
     )
 
 
@@ -142,7 +141,7 @@ def remote_facts(snapshot: Snapshot, sae_id: str) -> SAEFacts:
         if in_folder(sae_id, name) in snapshot.files:
             fetch(snapshot, in_folder(sae_id, name))
     facts = read_facts(cfg.parent, f"{sae_id} of {snapshot.repo_id}")
-    plot, page = (in_folder(sae_id, name) in snapshot.files for name in (PLOT_FILENAME, PAGE_FILENAME))
+    plot, page = (in_folder(sae_id, name) in snapshot.files for name in (PLOT_FILENAME, FEATURES_FILENAME))
     return SAEFacts(facts.cfg, facts.runner, facts.metrics, plot, page)
 
 

@@ -15,10 +15,10 @@ from huggingface_hub.hf_api import RepoFile
 from sae_lens.saes.sae import SAE
 
 from sae_lens_afa.evals.result import AFAResult
-from sae_lens_afa.files import SAE_WEIGHTS_FILENAME
+from sae_lens_afa.files import FEATURES_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens_afa.hub._bundle import Metrics, bundle, check_metrics, check_source
 from sae_lens_afa.hub._card import CardOptions, write_card
-from sae_lens_afa.hub._contents import FILENAMES, PAGE_FILENAME, PLOT_FILENAME, SAEFacts, read_facts, remote_facts
+from sae_lens_afa.hub._contents import FILENAMES, PLOT_FILENAME, SAEFacts, read_facts, remote_facts
 from sae_lens_afa.hub._errors import HubError, attempt
 from sae_lens_afa.hub._remote import (
     ROOT,
@@ -99,7 +99,7 @@ def push_to_hub(
             if isinstance(plots, Mapping) and sae_id in plots:
                 shutil.copyfile(plots[sae_id], folder / PLOT_FILENAME)
             if sae_id in pages:
-                shutil.copyfile(pages[sae_id], folder / PAGE_FILENAME)
+                shutil.copyfile(pages[sae_id], folder / FEATURES_FILENAME)
         base = prepare(api, target, private=private)
         files = {in_folder(i, path.name): path for i, folder in folders.items() for path in sorted(folder.iterdir())}
         card = Path(temporary) / _CARD_FILENAME
@@ -166,7 +166,7 @@ def _check_request(
 
 def _page_in(place: Path) -> Path:
     """Return the page of features in a folder, or the file that is given."""
-    return place / PAGE_FILENAME if place.is_dir() else place
+    return place / FEATURES_FILENAME if place.is_dir() else place
 
 
 def _check_id(sae_id: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_sizes, inputs_for
 from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.agreement import JumpReLUReport, jumprelu_report
@@ -93,13 +93,10 @@ def export_to_folder(
         name = Path(sae).name if isinstance(sae, str | Path) else "the SAE"
         sae = _loaded(sae, device)
         check_exportable(sae)
-        saes = {name: sae}
-        check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
-        with metadata_set([sae], hook_name=hook):
-            inputs = load_inputs(
-                saes, model=model, dataset=dataset, context_size=context_size, tokens=tokens,
-                batch_size_prompts=batch_size_prompts, device=device,
-            )  # fmt: skip
+        with inputs_for(
+            {name: sae}, model=model, dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
+            batch_size_prompts=batch_size_prompts, device=device,
+        ) as inputs:  # fmt: skip
             export = _calibrated(sae, inputs.model, inputs.store, tokens, progress=progress)
     write_folder(output, export.save_model)
     return jumprelu_report(export)

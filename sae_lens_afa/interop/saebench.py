@@ -10,7 +10,7 @@ from sae_lens.saes.sae import SAE
 
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import Inputs, check_inputs, check_sizes, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import Inputs, check_sizes, inputs_for, metadata_set
 from sae_lens_afa.interop._bench import prepared, result_file, sae_bench, versions
 from sae_lens_afa.loading.models import check_device
 
@@ -75,20 +75,19 @@ def saebench_core(
     core = sae_bench("evals.core.main")
     name, sae = prepared(sae, name, device)
     path = result_file(output, name, overwrite=overwrite)
-    saes = {name: sae}
-    check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
-    with metadata_set([sae], hook_name=hook):
-        inputs = load_inputs(
-            saes, model=model, dataset=dataset, context_size=context_size, tokens=tokens,
+    with (
+        inputs_for(
+            {name: sae}, model=model, dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
             batch_size_prompts=batch_size_prompts, device=device,
+        ) as inputs,
+        metadata_set([sae], model_name=inputs.model_name),
+    ):  # fmt: skip
+        result = _measured(core, name, sae, inputs, tokens)
+        about = versions()
+        core.save_single_eval_result(
+            core.replace_nans_with_negative_one(result), about["eval_id"], about["sae_lens_version"],
+            about["sae_bench_commit_hash"], str(path), sae,
         )  # fmt: skip
-        with metadata_set([sae], model_name=inputs.model_name):
-            result = _measured(core, name, sae, inputs, tokens)
-            about = versions()
-            core.save_single_eval_result(
-                core.replace_nans_with_negative_one(result), about["eval_id"], about["sae_lens_version"],
-                about["sae_bench_commit_hash"], str(path), sae,
-            )  # fmt: skip
     return path
 
 

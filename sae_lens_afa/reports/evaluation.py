@@ -10,7 +10,7 @@ from datasets import Dataset
 from sae_lens.saes.sae import SAE
 
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
-from sae_lens_afa.evals.inputs import check_inputs, check_sizes, load_inputs, metadata_set
+from sae_lens_afa.evals.inputs import check_sizes, inputs_for
 from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.language_model import run_afa_evals
 from sae_lens_afa.evals.sae_space import architecture_of
@@ -95,12 +95,10 @@ def evaluate_saes(
         raise ValueError("saes is empty: give at least one SAE.")
     for sae in saes.values():  # for what it refuses: an architecture, an option, a scaling that is not known
         SAEJudge(sae, outlier_norm_multiple=outlier_norm_multiple, rescale_by_token_std=rescale_by_token_std)
-    check_inputs(saes, model=model, dataset=dataset, hook=hook, context_size=context_size)
-    with metadata_set(saes.values(), hook_name=hook):
-        inputs = load_inputs(
-            saes, model=model, dataset=dataset, context_size=context_size, tokens=tokens,
-            batch_size_prompts=batch_size_prompts, device=device,
-        )  # fmt: skip
+    with inputs_for(
+        saes, model=model, dataset=dataset, hook=hook, context_size=context_size, tokens=tokens,
+        batch_size_prompts=batch_size_prompts, device=device,
+    ) as inputs:  # fmt: skip
         results = run_afa_evals(
             saes,
             inputs.store,

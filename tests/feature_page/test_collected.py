@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from page_helpers import CONTEXT, small_topk
 
 from sae_lens_afa.evals.sae_space import SAESpace
-from sae_lens_afa.feature_page import active_entries as entries_module
 from sae_lens_afa.feature_page.active_entries import ActiveEntries, active_entries
 from sae_lens_afa.feature_page.collected import SAMPLED, STRONGEST, collect
 from sae_lens_afa.feature_page.companions import Companions
@@ -135,7 +134,7 @@ def test_dense_codes_are_counted_on_fewer_tokens(monkeypatch):
 def test_tokens_may_be_coded_in_any_portions(dense, store, model, monkeypatch, elements):
     sae, _ = dense
     whole = collected_on(sae, store, model)
-    monkeypatch.setattr(entries_module, "_ELEMENTS", elements)
+    monkeypatch.setattr("sae_lens_afa.feature_page.portions.ELEMENTS", elements)
     parts = collected_on(sae, store, model, batch_size_prompts=5)
     # A matrix product of another height rounds otherwise, and may decide a near-tie of TopK otherwise.
     assert int((whole.tally.count - parts.tally.count).abs().sum()) <= 4

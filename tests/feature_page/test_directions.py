@@ -7,14 +7,13 @@ import torch
 from page_helpers import small_topk
 
 from sae_lens_afa.evals.hook_reader import HookReader
-from sae_lens_afa.feature_page import directions
 from sae_lens_afa.feature_page.directions import nearest, promoted_tokens, to_residual, unembedding, unit_rows
 from sae_lens_afa.feature_page.stages import joining_stages
 
 
 @pytest.mark.parametrize("elements", [1, 2**24])
 def test_nearest_are_those_with_the_largest_cosine(elements, monkeypatch):
-    monkeypatch.setattr(directions, "_ELEMENTS", elements)
+    monkeypatch.setattr("sae_lens_afa.feature_page.portions.ELEMENTS", elements)
     W_dec = torch.randn(9, 4)
     W_dec[3] = 0
     others, cosine = nearest(unit_rows(W_dec), 3)
