@@ -18,19 +18,22 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa._support import expected_messages_off
+from sae_lens_afa._support import expected_messages_off, warn
 from sae_lens_afa.loading.models import check_context, check_hook, load_language_model
 from sae_lens_afa.loading.text import checked_data, load_text_dataset
-from sae_lens_afa.training.checkpoint import check_checkpoint, config_from_checkpoint
+from sae_lens_afa.training.checkpoint import check_checkpoint, config_from_checkpoint, newest_checkpoint
 from sae_lens_afa.training.interruption import TrainingInterrupted, stop_request
 from sae_lens_afa.training.preflight import (
     check_disk_space,
+    check_kept,
     check_length,
     check_run,
     check_same_sae,
     set_for_run,
     warn_of_settings,
 )
+from sae_lens_afa.training.resumable_store import ResumableStore
+from sae_lens_afa.training.run_state import restore_randomness_and_statistics, save_run_state
 from sae_lens_afa.training.saving import save_sae
 from sae_lens_afa.training.summary import TrainingSummary, summarise, warn_of_a_missed_k
 from sae_lens_afa.training.watch import TrainingDivergedError, TrainingWatch
@@ -72,8 +75,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
 
     On SIGINT or SIGTERM the step in progress is finished, a whole checkpoint is written (weights, optimizer,
     schedulers, statistics, position in the data; SAELens' own handler keeps only the last of these), and
-    `TrainingInterrupted` says where it is. A second signal stops at once. The mixing buffer and the random state are
-    not part of SAELens' checkpoints: a resumed run sees other batches of the same text than an uninterrupted one.
+    `TrainingInterrupted` says where it is. A second signal stops at once. A checkpoint has the mixing buffer, the place
+    in the text and the random numbers, too: on a CPU, a run that is resumed gives the weights of one that was not
+    interrupted, bit for bit. From a checkpoint of SAELens' own runner it goes on with other batches.
 
     What a configuration of this package leaves to the length of the run is set in `cfg.sae` (`growth_steps`).
 
@@ -83,6 +87,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         cfg: SAELens' configuration.
         override_dataset, override_model, override_sae: In place of what `cfg` names.
         overwrite: Replace the SAE in `output_path`.
+        keep_checkpoints: Only so many of the newest checkpoints stay; None: all.
 
     Raises:
         ValueError, OSError: as said above; one line that names the field and says what to do.
@@ -123,11 +128,16 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         override_sae: TrainingSAE[Any] | None = None,
         *,
         overwrite: bool = False,
+        keep_checkpoints: int | None = None,
     ) -> None:
         for field in _PATHS:
             if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
                 setattr(cfg, field, str(path))
+        if cfg.resume_from_checkpoint is not None:
+            cfg.resume_from_checkpoint = str(newest_checkpoint(Path(cfg.resume_from_checkpoint)))
+        check_kept(keep_checkpoints)
         check_run(cfg, overwrite=overwrite, has_dataset=override_dataset is not None)
+        self._keep_checkpoints = keep_checkpoints
         set_for_run(cfg.sae, cfg.total_training_steps)
         if override_sae is not None:
             set_for_run(override_sae.cfg, cfg.total_training_steps)
@@ -138,7 +148,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             override_sae = TrainingSAE.from_dict(TrainingSAEConfig.from_dict(cfg.get_training_sae_cfg_dict()).to_dict())
         if override_sae is not None:
             check_same_sae(cfg.sae, override_sae)
-            check_disk_space(cfg, override_sae)
+            check_disk_space(cfg, override_sae, keep_checkpoints)
         if override_dataset is None and not cfg.use_cached_activations:
             data = load_text_dataset(cfg.dataset_path, what="dataset_path")
             override_dataset = None if isinstance(data, str) else data
@@ -156,9 +166,11 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         # SAELens warns of a model and data that are not those of the configuration: these are.
         with nullcontext() if own else expected_messages_off():
             super().__init__(cfg, override_dataset, override_model, override_sae)
+        self._store = ResumableStore.of(self.activations_store, ahead=int(cfg.prefetch_llm_batches), seed=cfg.seed)
+        self.activations_store = self.evaluator.activations_store = self._store
         self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
         if isinstance(override_dataset, Sized):
-            check_length(self.activations_store, cfg.dataset_path)
+            check_length(self._store, cfg.dataset_path)
         self._watch: TrainingWatch | None = None
         self._seconds = 0.0
 
@@ -167,6 +179,8 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         """Train, save, and return the SAE."""
         started = time.monotonic()
         torch.manual_seed(self.cfg.seed)
+        if self.cfg.resume_from_checkpoint is not None:
+            self._store.load_from_checkpoint(self.cfg.resume_from_checkpoint)
         sae = super().run()
         self._seconds = time.monotonic() - started
         if self._watch is not None and self._watch.last_batch is not None:
@@ -191,14 +205,10 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         self, trainer: SAETrainer[TrainingSAE[TrainingSAEConfig], TrainingSAEConfig]
     ) -> TrainingSAE[Any]:
         """Train until the end or until a signal, in place of SAELens' own handling of signals."""
-        # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
-        done = trainer.n_training_samples
-        trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
-        if done:  # not the permutations once more that the run began with
-            torch.manual_seed(self.cfg.seed + done)
-        self._watch = TrainingWatch(trainer, f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}")
+        name = f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}"
+        self._watch = TrainingWatch(trainer, name, keep_checkpoints=self._keep_checkpoints)
         if self.cfg.resume_from_checkpoint is not None:
-            self._watch.checkpoint = Path(self.cfg.resume_from_checkpoint)
+            self._resume(trainer, Path(self.cfg.resume_from_checkpoint))
         with stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
             # where the last step is complete and the next has not begun.
@@ -213,6 +223,28 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
             sae = trainer.fit()
         self._watch.check()
         return sae
+
+    def _resume(self, trainer: SAETrainer[Any, Any], checkpoint: Path) -> None:
+        """Let a trainer whose state SAELens has loaded go on as if it had not stopped."""
+        done = trainer.n_training_samples
+        # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
+        trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
+        if self._watch is not None:
+            self._watch.checkpoint = checkpoint
+        if not restore_randomness_and_statistics(checkpoint, self.sae):
+            torch.manual_seed(self.cfg.seed + done)  # not the permutations once more that the run began with
+            warn(
+                f"{checkpoint} is of SAELens' own runner, which keeps neither the mixing buffer nor the random numbers:"
+                " the run goes on with other batches than it would have had."
+            )
+
+    @override
+    def save_checkpoint(self, checkpoint_path: Path | None) -> None:
+        """Write what a run goes on with beside the trainer's state; None: there is no folder."""
+        super().save_checkpoint(checkpoint_path)
+        if checkpoint_path is not None:
+            last = None if self._watch is None else self._watch.last_batch
+            save_run_state(checkpoint_path, self._store.state_after(last), self.sae)
 
     @override
     def save_final_sae(

@@ -19,10 +19,10 @@ from sae_lens_afa.loading.names import did_you_mean
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 _RESUME = "--resume_from_checkpoint"
-_OVERWRITE = "--overwrite"
+_OVERWRITE, _KEEP = "--overwrite", "--keep_checkpoints"
 _CONFIG, _ARCHITECTURE = "--config", "--architecture"
 # Flags that may stand beside a checkpoint whose run goes on with its own settings: another machine has other devices.
-_WITH_RESUME = ("--device", "--output_path")
+_WITH_RESUME = ("--device", "--output_path", _KEEP)
 # SAELens' own sizes, by which its flags get their defaults.
 _D_IN, _D_SAE = 512, 1024
 
@@ -31,9 +31,9 @@ def train_with_flags(args: Sequence[str]) -> str:
     """Train an SAE as these flags say.
 
     Args:
-        args: Flags of SAELens' runner, spelt with underscores or dashes, and `--overwrite`; `--config FILE` gives what
-            no flag gives; `--resume-from-checkpoint FOLDER` beside no others than `--device` and `--output-path`
-            continues a run with its own settings.
+        args: Flags of SAELens' runner, spelt with underscores or dashes, `--overwrite` and `--keep-checkpoints N`;
+            `--config FILE` gives what no flag gives; `--resume-from-checkpoint FOLDER` beside no others than
+            `--device`, `--output-path` and `--keep-checkpoints` continues a run with its own settings.
 
     Returns:
         Text for the terminal: where the SAE is and how good it is.
@@ -44,7 +44,7 @@ def train_with_flags(args: Sequence[str]) -> str:
     """
     args = [_with_underscores(arg) for arg in args]
     overwrite = _OVERWRITE in args
-    args = [arg for arg in args if arg != _OVERWRITE]
+    args, kept = _without_kept([arg for arg in args if arg != _OVERWRITE])
     parts = _parts(args)
     flags = dict(zip_longest(parts[::2], parts[1::2]))
     if _RESUME in flags and flags.keys() <= {_RESUME, *_WITH_RESUME}:
@@ -54,12 +54,25 @@ def train_with_flags(args: Sequence[str]) -> str:
         cfg = _config_from_file(args)
     else:
         cfg = parse_config(args)
-    runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite)
+    runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite, keep_checkpoints=kept)
     runner.run()
     try:
         return f"\n{runner.summary()}"
     except TypeError as error:  # an architecture that AFA does not judge
         return f"\nsaved in {cfg.output_path} ({error})"
+
+
+def _without_kept(args: Sequence[str]) -> tuple[list[str], int | None]:
+    """Return the flags without `--keep-checkpoints N`, and N."""
+    parts = list(args)
+    at = next((i for i, arg in enumerate(parts) if _name(arg) == _KEEP), None)
+    if at is None:
+        return parts, None
+    end = at + (1 if "=" in parts[at] else 2)
+    value = "=".join(parts[at:end]).partition("=")[2]
+    if not value.isdigit():
+        raise ValueError(f"{_KEEP} needs a number of checkpoints, got {value!r}.")
+    return [*parts[:at], *parts[end:]], int(value)
 
 
 def _config_from_file(args: Sequence[str]) -> LanguageModelSAERunnerConfig[Any]:
@@ -121,6 +134,7 @@ def _parser() -> ArgumentParser:
         help="YAML or JSON by these names, the SAE's under `sae`, as in a run's runner_cfg.json.",
     )
     parser.add_argument(_OVERWRITE, action="store_true", help="Replace an SAE in --output_path.")
+    parser.add_argument(_KEEP, metavar="N", help="Only so many of the newest checkpoints stay; default: all.")
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     parser.add_arguments(config, dest="cfg")
     return parser

@@ -30,6 +30,8 @@ _FILES = (
 )
 # Config fields that may differ between a checkpoint and the run that continues it.
 _FREE_FIELDS = {"device", "metadata"}
+# SAELens' name of a checkpoint at the end of a run: this and the number of tokens.
+_FINAL = "final_"
 # Fields that name a device.
 DEVICES = ("device", "llm_device", "act_store_device")
 
@@ -65,6 +67,18 @@ def check_checkpoint(checkpoint: str | Path, sae_cfg: TrainingSAEConfig) -> None
         raise ValueError(f"checkpoint {folder} is of another configuration: {'; '.join(differing)}.")
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Return the checkpoints of a run in their order, oldest first; the one at its end comes last."""
+    found = [path for path in folder.iterdir() if (path / TRAINER_STATE_FILENAME).is_file()] if folder.is_dir() else []
+    whole = [path for path in found if path.name.removeprefix(_FINAL).isdigit()]
+    return sorted(whole, key=lambda path: (int(path.name.removeprefix(_FINAL)), path.name))
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Return the newest checkpoint in the folder of a run; the folder itself if there is none in it."""
+    return next(reversed(checkpoints_in(folder)), folder)
+
+
 def check_files(folder: Path, names: Sequence[str], field: str) -> None:
     """Raise FileNotFoundError unless the folder has these files; the message calls it by the field."""
     if not folder.is_dir():
@@ -80,7 +94,7 @@ def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None)
     """Return the configuration of the run that wrote `checkpoint`, set to resume from it.
 
     Args:
-        checkpoint: Its folder.
+        checkpoint: Its folder; or the run's own, that of all its checkpoints, of which the newest is meant.
         device: In place of the run's own devices.
 
     Raises:
@@ -93,7 +107,8 @@ def config_from_checkpoint(checkpoint: str | Path, *, device: str | None = None)
         Traceback (most recent call last):
         FileNotFoundError: resume_from_checkpoint: nowhere is not a folder.
     """
-    path = Path(checkpoint) / RUNNER_CFG_FILENAME
+    checkpoint = newest_checkpoint(Path(checkpoint))
+    path = checkpoint / RUNNER_CFG_FILENAME
     check_files(path.parent, (RUNNER_CFG_FILENAME,), "resume_from_checkpoint")
     settings = read_object(path, f"resume_from_checkpoint: {path.parent}")
     if device is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import ActivationsStore
 from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP, RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
@@ -20,6 +19,7 @@ from sae_lens_afa.files import check_output_folder, holds_something, nearest_fol
 from sae_lens_afa.loading.models import check_device
 from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.training.checkpoint import DEVICES, check_checkpoint, check_files
+from sae_lens_afa.training.resumable_store import ResumableStore
 
 _AT_LEAST_1 = (
     "train_batch_size_tokens", "context_size", "store_batch_size_prompts", "n_batches_in_buffer",
@@ -82,6 +82,11 @@ def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     for field in _AT_LEAST_1:
         if getattr(cfg, field) < 1:
             raise ValueError(f"{field} must be at least 1, got {getattr(cfg, field)}.")
+    if context == 1 and cfg.prepend_bos and not cfg.use_cached_activations:
+        raise ValueError(
+            "context_size is 1, and with prepend_bos that one token is always the beginning of a text: raise"
+            " context_size, or set prepend_bos to False."
+        )
     if cfg.n_checkpoints < 0:
         raise ValueError(f"n_checkpoints must not be negative, got {cfg.n_checkpoints}.")
     if not 0 <= cfg.seed < 2**63:
@@ -160,11 +165,22 @@ def warn_of_settings(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             )
 
 
-def check_disk_space(cfg: LanguageModelSAERunnerConfig[Any], sae: TrainingSAE[Any]) -> None:
+def check_kept(keep_checkpoints: int | None) -> None:
+    """Raise ValueError unless at least one checkpoint is to stay."""
+    if keep_checkpoints is not None and keep_checkpoints < 1:
+        raise ValueError(f"keep_checkpoints must be at least 1, or None to keep all, got {keep_checkpoints}.")
+
+
+def check_disk_space(
+    cfg: LanguageModelSAERunnerConfig[Any], sae: TrainingSAE[Any], keep_checkpoints: int | None = None
+) -> None:
     """Raise OSError unless what the run will write fits on the disk."""
     weights = sum(p.numel() * p.element_size() for p in sae.parameters())
     n_checkpoints = cfg.n_checkpoints + cfg.save_final_checkpoint
-    wanted = [(cfg.output_path, weights), (cfg.checkpoint_path, n_checkpoints * _TENSORS_OF_A_CHECKPOINT * weights)]
+    if keep_checkpoints is not None:  # an old one goes when the new one is there
+        n_checkpoints = min(n_checkpoints, keep_checkpoints + 1)
+    checkpoint = _TENSORS_OF_A_CHECKPOINT * weights + _buffer_bytes(cfg)
+    wanted = [(cfg.output_path, weights), (cfg.checkpoint_path, n_checkpoints * checkpoint)]
     needed: dict[int, tuple[Path, int]] = {}
     for name, size in wanted:
         if name is not None and size:
@@ -180,16 +196,19 @@ def check_disk_space(cfg: LanguageModelSAERunnerConfig[Any], sae: TrainingSAE[An
             )
 
 
+def _buffer_bytes(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
+    """Return the size of a mixing buffer that has just been filled, of float32 activations."""
+    kept = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
+    return (cfg.n_batches_in_buffer + cfg.store_batch_size_prompts) * kept * cfg.sae.d_in * 4
+
+
 def _megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB"
 
 
-def check_length(store: ActivationsStore, name: str) -> None:
+def check_length(store: ResumableStore, name: str) -> None:
     """Raise ValueError unless the text of `dataset_path` fills one context."""
-    read = store.n_dataset_processed
-    first = next(store._iterate_tokenized_sequences(), None)  # pyright: ignore[reportPrivateUsage]  (what it will read)
-    store.n_dataset_processed = read
-    if first is None:
+    if not store.has_a_context():
         raise ValueError(
             f"the text of dataset_path {name} is shorter than one context of context_size = {store.context_size}"
             " tokens: give more text, or a smaller context_size."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from sae_lens_afa.files import write_folder
+from sae_lens_afa.training.checkpoint import checkpoints_in
 
 # Steps between looks at the loss on an accelerator, each of which has to wait for it. A CPU has it at once.
 _EVERY = 100
@@ -46,6 +48,7 @@ class TrainingWatch:
     Args:
         trainer: SAELens' trainer, before `fit`.
         name: What the bar calls the SAE.
+        keep_checkpoints: So many of the newest checkpoints stay; None: all.
 
     Attributes:
         trainer: The trainer.
@@ -53,8 +56,9 @@ class TrainingWatch:
         last_batch: Raw activations of the last step.
     """
 
-    def __init__(self, trainer: SAETrainer[Any, Any], name: str) -> None:
-        self.trainer, self._name = trainer, name
+    def __init__(self, trainer: SAETrainer[Any, Any], name: str, *, keep_checkpoints: int | None = None) -> None:
+        self.trainer, self._name, self._keep = trainer, name, keep_checkpoints
+        self._steps_done = trainer.n_training_steps
         self._finite: Tensor | None = None
         self._last_shown = 0.0
         self.checkpoint: Path | None = None
@@ -68,6 +72,7 @@ class TrainingWatch:
         """Take the trainer's step, and look at its loss."""
         self.last_batch = batch
         output = self._step(batch)
+        self._steps_done = self.trainer.n_training_steps + 1
         finite = output.loss.detach().isfinite()
         self._finite = finite if self._finite is None else self._finite & finite
         if finite.device.type == "cpu" or self.trainer.n_training_steps % _EVERY == 0:
@@ -84,8 +89,15 @@ class TrainingWatch:
             self._save(checkpoint_name, base_path, wandb_aliases)
             return
         whole = Path(base) / checkpoint_name
-        write_folder(whole, lambda folder: self._save(folder.name, folder.parent, wandb_aliases))
+        counted, self.trainer.n_training_steps = self.trainer.n_training_steps, self._steps_done
+        try:  # SAELens counts a step after the checkpoint that follows it
+            write_folder(whole, lambda folder: self._save(folder.name, folder.parent, wandb_aliases))
+        finally:
+            self.trainer.n_training_steps = counted
         self.checkpoint = whole
+        if self._keep is not None:
+            for old in checkpoints_in(whole.parent)[: -self._keep]:
+                shutil.rmtree(old, ignore_errors=True)
 
     @torch.no_grad()
     def check(self) -> None:

@@ -46,6 +46,7 @@ from sae_lens_afa.runner import InterruptibleTrainingRunner
         ({"model_name": "/no/such/model", "dataset_path": "on/hub"}, "model_name /no/such/model is not a folder"),
         ({"output_path": "/proc/nowhere/sae"}, "output folder /proc/nowhere/sae cannot be written"),
         ({"checkpoint_path": "/proc/nowhere/sae"}, "checkpoint_path /proc/nowhere/sae/.* cannot be written"),
+        ({"context_size": 1, "n_batches_in_buffer": 200}, "context_size is 1, and with prepend_bos that one token is"),
         ({"use_cached_activations": True}, "cached_activations_path: activations/.* is not a folder"),
     ],
 )
@@ -120,7 +121,7 @@ def test_a_disk_that_is_too_small_is_told_first(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1000, 1000))
     cfg = runner_config(tmp_path, n_checkpoints=2, dataset_path="on/hub", model_name=str(model_folder()))
     # 98,496 float32 numbers; a checkpoint has them and Adam's two moments.
-    with pytest.raises(OSError, match=r"2\.8 MB are needed in .* and 2 checkpoints, but only 0\.0 MB are free"):
+    with pytest.raises(OSError, match=r"3\.2 MB are needed in .* and 2 checkpoints, but only 0\.0 MB are free"):
         InterruptibleTrainingRunner(cfg)
 
 
