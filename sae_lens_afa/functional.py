@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa._memory import empty
 
 __all__ = [
@@ -150,7 +151,8 @@ def sparsity_loss(
     scaled = feature_acts * torch.linalg.vector_norm(W_dec, dim=-1)
     norm = _row_norm(scaled)
     ratio = scaled.abs().sum(-1, dtype=norm.dtype) / torch.where(norm == 0, 1, norm)
-    return ratio.square().mean() / d_in * (_row_norm(x_centered.detach()).square().mean() / d_in)
+    scale = over_ranks.summed(_row_norm(x_centered.detach()).square().mean()) / over_ranks.n_ranks()
+    return ratio.square().mean() / d_in * (scale / d_in)
 
 
 def epsilon_lbo(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from datasets import Dataset, DatasetDict
+from sae_lens import ActivationsStore
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.llm_sae_training_runner import LanguageModelSAETrainingRunner
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
@@ -166,13 +167,33 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         # SAELens warns of a model and data that are not those of the configuration: these are.
         with nullcontext() if own else expected_messages_off():
             super().__init__(cfg, override_dataset, override_model, override_sae)
-        self._store = ResumableStore.of(self.activations_store, ahead=int(cfg.prefetch_llm_batches), seed=cfg.seed)
+        self._store = self.resumable(self.activations_store)
         self.activations_store = self.evaluator.activations_store = self._store
         self.sae.cfg.metadata.package_versions = {name: version(name) for name in _PACKAGES}
         if isinstance(override_dataset, Sized):
             check_length(self._store, cfg.dataset_path)
         self._watch: TrainingWatch | None = None
         self._seconds = 0.0
+
+    # ---- where a run on several ranks differs
+
+    def resumable(self, store: ActivationsStore) -> ResumableStore:
+        """Return a store from which the run reads, in place of SAELens' own."""
+        return ResumableStore.of(store, ahead=int(self.cfg.prefetch_llm_batches), seed=self.cfg.seed)
+
+    def prepare(self, trainer: SAETrainer[Any, Any]) -> None:
+        """Do what is due before the first step, with a trainer that is new or has been resumed."""
+
+    def stops(self, asked: bool) -> bool:
+        """Return whether the run stops before the next step, by whether a signal has asked for that."""
+        return asked
+
+    @property
+    def writes(self) -> bool:
+        """True where checkpoints and the SAE are written."""
+        return True
+
+    # ---- the run
 
     @override
     def run(self) -> TrainingSAE[Any]:
@@ -206,16 +227,17 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     ) -> TrainingSAE[Any]:
         """Train until the end or until a signal, in place of SAELens' own handling of signals."""
         name = f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}"
-        self._watch = TrainingWatch(trainer, name, keep_checkpoints=self._keep_checkpoints)
+        self._watch = TrainingWatch(trainer, name, keep_checkpoints=self._keep_checkpoints, writes=self.writes)
         if self.cfg.resume_from_checkpoint is not None:
             self._resume(trainer, Path(self.cfg.resume_from_checkpoint))
+        self.prepare(trainer)
         with stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
             # where the last step is complete and the next has not begun.
             at_step_start = trainer.maybe_reset_sparsity
 
             def stop_if_requested() -> dict[str, Any]:
-                if stop:
+                if self.stops(bool(stop)):
                     raise TrainingInterrupted(self._save_whole_checkpoint(trainer))
                 return at_step_start()
 
@@ -259,6 +281,8 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         def write(folder: Path) -> None:
             super(InterruptibleTrainingRunner, self).save_final_sae(sae, str(folder), log_feature_sparsity)
 
+        if not self.writes:
+            return
         checkpoints = None if self.cfg.checkpoint_path is None else Path(self.cfg.checkpoint_path)
         last = self._watch.checkpoint if self._watch else None
         save_sae(Path(output_path), write, checkpoints=checkpoints, last_checkpoint=last)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / PACKAGE
 # Each room may import those of the lines below its own, and its neighbours on the line.
 ORDER = (
     "cli",
-    "experiments demo",
+    "experiments demo distributed",
     "hub",
     "interop",
     "reports feature_page",
@@ -28,7 +28,7 @@ ORDER = (
     "crossover",
     "selection sparse",
     "loading functional kernels",
-    "_support",
+    "_support over_ranks",
     "_memory",
     "_lazy",
     "defaults",

@@ -129,7 +129,8 @@ def _failed(error: Exception, flags: dict[str, str], *, debug: bool) -> int:
                 file=sys.stderr,
             )
         return INTERRUPTED
-    print(f"error: {describe(error, flags)}", file=sys.stderr)
+    rank = f"rank {os.environ['RANK']}: " if train.is_one_of_several() else ""
+    print(f"{rank}error: {describe(error, flags)}", file=sys.stderr)
     return _FAILED
 
 

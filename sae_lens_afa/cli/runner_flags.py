@@ -27,16 +27,19 @@ _WITH_RESUME = ("--device", "--output_path", _KEEP)
 _D_IN, _D_SAE = 512, 1024
 
 
-def train_with_flags(args: Sequence[str]) -> str:
+def train_with_flags(
+    args: Sequence[str], runner_class: type[InterruptibleTrainingRunner] = InterruptibleTrainingRunner
+) -> str:
     """Train an SAE as these flags say.
 
     Args:
         args: Flags of SAELens' runner, spelt with underscores or dashes, `--overwrite` and `--keep-checkpoints N`;
             `--config FILE` gives what no flag gives; `--resume-from-checkpoint FOLDER` beside no others than
             `--device`, `--output-path` and `--keep-checkpoints` continues a run with its own settings.
+        runner_class: That of the runner.
 
     Returns:
-        Text for the terminal: where the SAE is and how good it is.
+        Text for the terminal: where the SAE is and how good it is; nothing where another process has written it.
 
     Raises:
         ValueError, OSError: one line that names the flag or field and says what to do.
@@ -54,8 +57,10 @@ def train_with_flags(args: Sequence[str]) -> str:
         cfg = _config_from_file(args)
     else:
         cfg = parse_config(args)
-    runner = InterruptibleTrainingRunner(cfg, overwrite=overwrite, keep_checkpoints=kept)
+    runner = runner_class(cfg, overwrite=overwrite, keep_checkpoints=kept)
     runner.run()
+    if not runner.writes:
+        return ""
     try:
         return f"\n{runner.summary()}"
     except TypeError as error:  # an architecture that AFA does not judge

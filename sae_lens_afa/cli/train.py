@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Any
@@ -18,11 +19,25 @@ def train(ctx: typer.Context) -> None:
     --config FILE.yaml has what no flag gives; the runner_cfg.json beside an SAE is such a file.
 
     --resume-from-checkpoint FOLDER on its own continues a run with its own settings.
+
+    Under torchrun, the run is that of all its processes.
     """
+    if is_one_of_several() and os.environ["RANK"] != "0":
+        os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: one bar is enough
     from sae_lens_afa.cli.runner_flags import train_with_flags
+    from sae_lens_afa.runner import InterruptibleTrainingRunner
+
+    runner_class = InterruptibleTrainingRunner
+    if is_one_of_several():
+        from sae_lens_afa.distributed import DistributedSAETrainingRunner as runner_class  # noqa: N813
 
     warnings.showwarning = _show_warning
-    print(train_with_flags(ctx.args))
+    print(train_with_flags(ctx.args, runner_class), end="\n" if os.environ.get("RANK", "0") == "0" else "")
+
+
+def is_one_of_several() -> bool:
+    """Return whether this process was started by torchrun."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -16,12 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa._memory import in_shape
+from sae_lens_afa.saes._cut import feature_cuts, global_cut, rows_per_block
 
 __all__ = [
     "as_compared",
@@ -32,10 +33,10 @@ __all__ = [
     "matches_of",
     "mutual_choice",
     "reached_counts",
+    "tokens_of_all",
 ]
 
 _SMALLEST = 2.0**-149  # positive float32
-_SAMPLES = 2**15
 
 
 def mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +98,7 @@ def just_below(threshold: Tensor, dtype: torch.dtype) -> Tensor:
 def _counts(acts: Tensor, fires: Callable[[Tensor], Tensor]) -> Tensor:
     rows = acts.reshape(-1, acts.shape[-1])
     counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=acts.device)
-    for part in rows.split(_rows_per_block(rows)):
+    for part in rows.split(rows_per_block(rows)):
         counts += fires(part).sum(0)
     return counts
 
@@ -110,8 +111,15 @@ def finite_tokens(acts: Tensor) -> Tensor | None:
     if bool(acts.sum(dtype=accurate).isfinite()):
         return None
     rows = acts.reshape(-1, acts.shape[-1])
-    finite = torch.cat([part.isfinite().all(-1) for part in rows.split(_rows_per_block(rows))])
+    finite = torch.cat([part.isfinite().all(-1) for part in rows.split(rows_per_block(rows))])
     return None if bool(finite.all()) else finite.view(acts.shape[:-1])
+
+
+def tokens_of_all(rows: Tensor) -> int:
+    """Return how many rows [tokens, d_sae] there are on all ranks."""
+    if over_ranks.n_ranks() == 1:
+        return len(rows)
+    return int(over_ranks.summed(torch.tensor(len(rows), device=rows.device)))
 
 
 def matches_of(n_matches: int, n_finite: int, n_tokens: int) -> int:
@@ -124,67 +132,6 @@ def as_compared(acts: Tensor) -> Tensor:
     return acts.float() if acts.dtype == torch.float64 else acts
 
 
-def _rows_per_block(rows: Tensor) -> int:
-    """Return the rows of a chunk: what stays in cache on a CPU, few launches elsewhere; no [tokens, d_sae] beside."""
-    return max(1, 2**18 // rows.shape[-1] if _on_cpu(rows) else len(rows) // 4)
-
-
-def _on_cpu(rows: Tensor) -> bool:
-    return rows.device.type == "cpu"
-
-
-# ---- the cut
-
-
-def _global_cut(rows: Tensor, n_matches: int) -> Tensor:
-    """Find the n-th largest entry of all if it is positive, else 0.
-
-    On a CPU a random sample says above which value the cut is almost sure to be, by four standard deviations of the
-    sample's count: only the few entries above it are ordered. Where the sample misled, all positive ones are.
-    """
-    blocks = rows.split(_rows_per_block(rows))
-    if not _on_cpu(rows):
-        goal = torch.full((1,), n_matches, device=rows.device)
-        return _bisect(goal, lambda value: torch.stack([(part >= value).sum() for part in blocks]).sum())[0]
-    positions = torch.randint(rows.numel(), (_SAMPLES,), generator=torch.Generator().manual_seed(0))
-    sample = rows.reshape(-1)[positions].float().nan_to_num(0.0).clamp(min=0).sort(descending=True).values
-    expected = n_matches / rows.numel() * _SAMPLES
-    rank = int(expected + 4 * expected**0.5 + 8)
-    for floor in (float(sample[rank]) if rank < _SAMPLES else 0.0, 0.0):
-        above = np.concatenate([part[part > floor].float().numpy() for part in blocks])
-        if len(above) >= n_matches:
-            return torch.tensor(np.partition(above, len(above) - n_matches)[len(above) - n_matches])
-    return torch.zeros(())
-
-
-def _feature_cuts(rows: Tensor, n_matches: Tensor) -> Tensor:
-    """Find the m_i-th largest entry of each column if it is positive, else 0; inf where m_i = 0."""
-    n_tokens, d_sae = rows.shape
-    if not _on_cpu(rows):
-        blocks = rows.split(_rows_per_block(rows))
-        cuts = _bisect(n_matches, lambda value: torch.stack([(part >= value).sum(0) for part in blocks]).sum(0))
-        return torch.where(n_matches > 0, cuts, torch.inf)
-    place = (n_tokens - n_matches.numpy()).clip(0, n_tokens - 1)
-    cuts = np.empty(d_sae, dtype=np.float32)
-    step = max(1, 2**18 // n_tokens)
-    for start in range(0, d_sae, step):
-        part = rows[:, start : start + step].T
-        columns = part.to(torch.float32, copy=True, memory_format=torch.contiguous_format).numpy()
-        np.fmax(columns, 0, out=columns)  # 0 for NaN too
-        columns.sort(axis=1)  # vectorised by numpy, and without indices
-        cuts[start : start + step] = columns[np.arange(len(columns)), place[start : start + step]]
-    return torch.where(n_matches > 0, torch.from_numpy(cuts), torch.inf)
-
-
-def _bisect(n_matches: Tensor, count_from: Callable[[Tensor], Tensor]) -> Tensor:
-    """Find the largest value that at least `n_matches` entries reach, bit by bit: floats >= 0 are ordered as bits."""
-    bits = torch.zeros_like(n_matches, dtype=torch.int32)
-    for bit in reversed(range(31)):
-        trial = bits | (1 << bit)
-        bits = torch.where(count_from(trial.view(torch.float32)) >= n_matches, trial, bits)
-    return bits.view(torch.float32)
-
-
 # ---- what is kept
 
 
@@ -194,7 +141,7 @@ def _keep_from(rows: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
     lowest = cut.clamp(min=_SMALLEST).reshape(-1)
     out = torch.empty_like(rows, memory_format=torch.contiguous_format)
     counts = torch.zeros(rows.shape[-1], dtype=torch.int64, device=rows.device)
-    step = _rows_per_block(rows)
+    step = rows_per_block(rows)
     for part, kept in zip(rows.split(step), out.split(step), strict=True):
         kept.copy_(part).masked_fill_(part < lowest, 0)  # NaN is not smaller, and stays
         counts += (part >= lowest).sum(0)
@@ -203,7 +150,7 @@ def _keep_from(rows: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
 
 def _drop_global_surplus(out: Tensor, cut: Tensor, surplus: int) -> None:
     """Zero the last `surplus` entries that equal the cut."""
-    for part in reversed(out.split(_rows_per_block(out))):
+    for part in reversed(out.split(rows_per_block(out))):
         if surplus <= 0:
             return
         last = (part == cut).nonzero()[-surplus:]
@@ -242,15 +189,18 @@ def _kept(keep: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor) -> tupl
     "sae_lens_afa::mutual_choice", mutates_args=(), schema="(Tensor acts, int n_matches) -> (Tensor, Tensor)"
 )
 def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
-    n_tokens = acts.shape[:-1].numel()
+    n_tokens = over_ranks.n_ranks() * acts.shape[:-1].numel()
 
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
-        here = matches_of(n_matches, len(rows), n_tokens)
+        here = matches_of(n_matches, tokens_of_all(rows), n_tokens)
         if here == 0:
             return torch.zeros_like(rows), torch.full((), torch.nan, device=rows.device)
-        cut = _global_cut(rows, here)
+        cut = global_cut(rows, here)
         out, counts = _keep_from(rows, cut)
-        _drop_global_surplus(out, cut, int(counts.sum()) - here)
+        surplus = over_ranks.summed(counts.sum()) - here
+        if over_ranks.n_ranks() > 1:
+            surplus = over_ranks.own_share((out == cut).sum(), surplus)
+        _drop_global_surplus(out, cut, int(surplus))
         return out, cut
 
     return _applied(keep, acts)
@@ -260,15 +210,19 @@ def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
     "sae_lens_afa::feature_choice", mutates_args=(), schema="(Tensor acts, Tensor n_matches) -> (Tensor, Tensor)"
 )
 def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
-    n_tokens = acts.shape[:-1].numel()
+    n_tokens = over_ranks.n_ranks() * acts.shape[:-1].numel()
 
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
-        if len(rows) == 0:
+        n_finite = tokens_of_all(rows)
+        if n_finite == 0:
             return rows, torch.full(n_matches.shape, torch.nan, device=rows.device)
-        here = n_matches if len(rows) == n_tokens else (n_matches * (len(rows) / n_tokens)).round().long()
-        cuts = _feature_cuts(rows, here)
+        here = n_matches if n_finite == n_tokens else (n_matches * (n_finite / n_tokens)).round().long()
+        cuts = feature_cuts(rows, here)
         out, counts = _keep_from(rows, cuts)
-        _drop_feature_surplus(out, cuts, counts - here)
+        surplus = over_ranks.summed(counts) - here
+        if over_ranks.n_ranks() > 1:
+            surplus = over_ranks.own_share((out == cuts).sum(0), surplus)
+        _drop_feature_surplus(out, cuts, surplus)
         return out, cuts
 
     return _applied(keep, acts)

@@ -16,6 +16,7 @@ from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig, TrainStepInput
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.saes._base import AFATrainingSAE
 from sae_lens_afa.saes._step import uncompiled
 from sae_lens_afa.saes._validation import check_integer, check_number, check_shape_fields
@@ -60,9 +61,9 @@ class ReseedingTrainingSAE(AFATrainingSAE, TrainingSAE[Any]):
         if not self.training:
             return
         if step_input.n_training_steps == 0:
-            self._start_from(x)
-        elif (latents := self.latents_to_place(step_input)) is not None:
-            self._reseed(x, latents, self.rule_at(step_input))
+            self._start_from(over_ranks.gathered(x))
+        elif (latents := self.latents_to_place(step_input)) is not None and self._any(latents):
+            self._reseed(over_ranks.gathered(x), latents, self.rule_at(step_input))
 
     @uncompiled
     @torch.no_grad()
@@ -80,11 +81,14 @@ class ReseedingTrainingSAE(AFATrainingSAE, TrainingSAE[Any]):
             self.b_dec.copy_(rows.mean(0))
 
     @uncompiled
+    def _any(self, latents: Tensor) -> bool:
+        """Return whether there are latents to place."""
+        return bool(latents.any())
+
+    @uncompiled
     @torch.no_grad()
     def _reseed(self, x: Tensor, latents: Tensor, rule: Any) -> None:
         """Put latents where this batch lacks something; needs its codes beforehand, and so a forward pass more."""
-        if not bool(latents.any()):
-            return
         feature_acts, _, decoded = self.code(x, rule)
         x_centered = x - self.b_dec
         threshold = self.token_threshold(torch.linalg.vector_norm(x_centered, dim=-1), rule)

@@ -20,6 +20,7 @@ from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSA
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.functional import universal_ratio
 from sae_lens_afa.saes._base import AFASAE
 from sae_lens_afa.saes._pursuit_step import correlations, pursuit_step
@@ -291,4 +292,5 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
 def token_weight(x: Tensor) -> Tensor:
     """Return 1 / variance of the entries of each token [..., d_in]; 0 where there is next to none, as in padding."""
     variance = x.detach().var(-1) if x.shape[-1] > 1 else x.detach().square().squeeze(-1)
-    return torch.where(variance > 1e-6 * variance.mean(), 1 / variance, 0)
+    usual = over_ranks.summed(variance.mean()) / over_ranks.n_ranks()
+    return torch.where(variance > 1e-6 * usual, 1 / variance, 0)

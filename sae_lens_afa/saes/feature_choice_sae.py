@@ -31,7 +31,8 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_lens_afa.saes._matching import feature_choice, finite_tokens, firing_counts, reached_counts
+from sae_lens_afa import over_ranks
+from sae_lens_afa.saes._matching import feature_choice, finite_tokens, firing_counts, reached_counts, tokens_of_all
 from sae_lens_afa.saes._step import uncompiled
 from sae_lens_afa.saes._validation import check_choice, check_integer, check_number
 from sae_lens_afa.saes.mutual_choice_sae import MutualChoiceTrainingSAE, MutualChoiceTrainingSAEConfig
@@ -215,13 +216,15 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             acts = super().share_out(hidden_pre.detach())[0]
             finite = finite_tokens(acts)
             acts = acts if finite is None else acts[finite]
-            density = (firing_counts(acts) / max(1, acts.shape[:-1].numel())).to(density.dtype)
+            counts = over_ranks.summed(firing_counts(acts))
+            density = (counts / max(1, tokens_of_all(acts.flatten(0, -2)))).to(density.dtype)
         return fit_zipf(density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
 
     @uncompiled
     def _matches(self, hidden_pre: Tensor) -> Tensor:
         """Return m_i, the matches of each feature in this batch, int64 [d_sae]."""
-        n_matches, n_tokens = self.budget(hidden_pre), hidden_pre.shape[:-1].numel()
+        n_matches = self.budget(hidden_pre)
+        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
         turn = self.turn if n_matches < self.cfg.d_sae else 0
         expected = self.expected_by_rank()
         if expected is None:  # encoded before the first step, which settles the law
@@ -251,12 +254,12 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
         if self.turn == 0:
             # A feature without a match in the first batch starts above all of it.
-            largest = hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float()
+            largest = over_ranks.largest(hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float())
             largest = torch.nextafter(largest, torch.full_like(largest, torch.inf))
             self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
         else:
-            excess = reached_counts(hidden_pre, threshold) - counts
-            usual = (self.density * hidden_pre.shape[:-1].numel()).clamp(min=1)
+            excess = over_ranks.summed(reached_counts(hidden_pre, threshold)) - counts
+            usual = (self.density * tokens_of_all(hidden_pre.flatten(0, -2))).clamp(min=1)
             change = self.cfg.feature_threshold_lr * (excess / usual).clamp(-_LARGEST_STEP, _LARGEST_STEP)
             # From 0, where a factor moves nothing, by the same share of the cut.
             self.feature_threshold = threshold + change * torch.where(threshold > 0, threshold, cut)

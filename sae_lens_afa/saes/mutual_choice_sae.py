@@ -27,8 +27,17 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
-from sae_lens_afa.saes._matching import as_compared, finite_tokens, firing_counts, just_below, matches_of, mutual_choice
+from sae_lens_afa.saes._matching import (
+    as_compared,
+    finite_tokens,
+    firing_counts,
+    just_below,
+    matches_of,
+    mutual_choice,
+    tokens_of_all,
+)
 from sae_lens_afa.saes._step import for_hooks, uncompiled
 from sae_lens_afa.saes._validation import check_integer, check_layer_norm_width, check_number
 from sae_lens_afa.saes.aux_zipf import DensityTracking, aux_zipf_loss
@@ -156,7 +165,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
         Raises:
             ValueError: none, because it is too small.
         """
-        n_tokens = hidden_pre.shape[:-1].numel()
+        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
         budget = round(self.cfg.k * n_tokens)
         if budget < 1:
             raise ValueError(
@@ -194,11 +203,12 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     @uncompiled
     def _track(self, hidden_pre: Tensor, feature_acts: Tensor) -> Tensor:
         """Take a batch into what is tracked, by its finite tokens; the matches that found no activation."""
-        n_matches, n_tokens, finite = self.budget(hidden_pre), hidden_pre.shape[:-1].numel(), finite_tokens(hidden_pre)
+        n_matches, finite = self.budget(hidden_pre), finite_tokens(hidden_pre)
+        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
         if finite is not None:
             hidden_pre, feature_acts = hidden_pre[finite], feature_acts[finite]
-        n_finite = hidden_pre.shape[:-1].numel()
-        counts = firing_counts(feature_acts)
+        n_finite = tokens_of_all(hidden_pre.flatten(0, -2))
+        counts = over_ranks.summed(firing_counts(feature_acts))
         if n_finite > 0:
             self.end_step(hidden_pre, counts)
         return matches_of(n_matches, n_finite, n_tokens) - counts.sum()
@@ -206,7 +216,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     @uncompiled
     def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
         """Track a batch by its pre-activations [..., d_sae] and the number of tokens on which each feature fired."""
-        self.observe_densities(counts, hidden_pre.shape[:-1].numel())
+        self.observe_densities(counts, tokens_of_all(hidden_pre.flatten(0, -2)))
 
     @override
     @uncompiled

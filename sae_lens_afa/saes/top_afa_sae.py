@@ -14,6 +14,7 @@ from sae_lens.saes.sae import SAE, SAEConfig, TrainCoefficientConfig, TrainingSA
 from torch import Tensor, nn
 from typing_extensions import override
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.functional import afa_loss, sparsity_loss
 from sae_lens_afa.saes._one_pass import NormMatchingSAE, NormMatchingTrainingSAE
 from sae_lens_afa.saes._validation import check_choice, check_integer, check_number, check_shape_fields
@@ -278,7 +279,7 @@ def _dead_latent_loss(
         return residual.new_zeros(())
     # The trainer's mask is from before this batch: what fires now is not dead. Masked, and not left out of the
     # index: how many they are would be one more thing to wait for on an accelerator.
-    still_dead = (feature_acts.detach()[..., index] <= 0).flatten(0, -2).all(0)
+    still_dead = over_ranks.everywhere((feature_acts.detach()[..., index] <= 0).flatten(0, -2).all(0))
     acts = hidden_pre[..., index].relu() * still_dead
     if len(index) > k_aux:
         largest = acts.topk(k_aux, dim=-1, sorted=False)

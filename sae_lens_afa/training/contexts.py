@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """Where the next context begins: the row of the data set, and how many of its tokens are used up."""
+    """Beginning of the next context: the row of the data set, and how many of its tokens are used up."""
 
     row: int = 0
     offset: int = 0

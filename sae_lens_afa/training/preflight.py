@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -60,7 +61,9 @@ def check_run(cfg: LanguageModelSAERunnerConfig[Any], *, overwrite: bool, has_da
     if cfg.checkpoint_path is not None:
         check_output_folder(Path(cfg.checkpoint_path), overwrite=True, what="checkpoint_path")
     if cfg.resume_from_checkpoint is not None:
-        check_checkpoint(cfg.resume_from_checkpoint, cfg.sae)
+        as_set = copy.deepcopy(cfg.sae)  # as the checkpoint's run had set it
+        set_for_run(as_set, cfg.total_training_steps)
+        check_checkpoint(cfg.resume_from_checkpoint, as_set)
     if cfg.from_pretrained_path is not None:
         check_files(Path(cfg.from_pretrained_path), (SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME), "from_pretrained_path")
     if cfg.dataset_path == "" and not has_dataset and not cfg.use_cached_activations:

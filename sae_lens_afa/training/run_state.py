@@ -1,4 +1,4 @@
-"""What SAELens' checkpoints leave out, in a file beside theirs: with it a run goes on as if it had not stopped.
+"""The part of a run that SAELens' checkpoints leave out, in a file beside theirs: with it, nothing tells of a stop.
 
 That is the mixing buffer, the place in the text, the random numbers, and the SAE's statistics in their own precision.
 The folder stays a checkpoint of SAELens' runner.
@@ -20,7 +20,7 @@ STREAM_FILENAME = "stream_state.pt"
 
 
 class StreamState(NamedTuple):
-    """Where a stream is.
+    """Position of a stream.
 
     Attributes:
         place: Where the next context begins.

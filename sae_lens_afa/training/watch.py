@@ -49,6 +49,7 @@ class TrainingWatch:
         trainer: SAELens' trainer, before `fit`.
         name: What the bar calls the SAE.
         keep_checkpoints: So many of the newest checkpoints stay; None: all.
+        writes: Whether this process writes checkpoints, or another of the run does.
 
     Attributes:
         trainer: The trainer.
@@ -56,8 +57,10 @@ class TrainingWatch:
         last_batch: Raw activations of the last step.
     """
 
-    def __init__(self, trainer: SAETrainer[Any, Any], name: str, *, keep_checkpoints: int | None = None) -> None:
-        self.trainer, self._name, self._keep = trainer, name, keep_checkpoints
+    def __init__(
+        self, trainer: SAETrainer[Any, Any], name: str, *, keep_checkpoints: int | None = None, writes: bool = True
+    ) -> None:
+        self.trainer, self._name, self._keep, self._writes = trainer, name, keep_checkpoints, writes
         self._steps_done = trainer.n_training_steps
         self._finite: Tensor | None = None
         self._last_shown = 0.0
@@ -89,6 +92,9 @@ class TrainingWatch:
             self._save(checkpoint_name, base_path, wandb_aliases)
             return
         whole = Path(base) / checkpoint_name
+        if not self._writes:
+            self.checkpoint = whole
+            return
         counted, self.trainer.n_training_steps = self.trainer.n_training_steps, self._steps_done
         try:  # SAELens counts a step after the checkpoint that follows it
             write_folder(whole, lambda folder: self._save(folder.name, folder.parent, wandb_aliases))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_lens_afa.saes import _matching
+from sae_lens_afa.saes import _cut
 from sae_lens_afa.saes._matching import feature_choice, firing_counts, just_below, mutual_choice, reached_counts
 
 
@@ -36,7 +36,7 @@ def wherever(call, acts: Tensor):
     """The result on CPU, which also has to be that of the path for accelerators."""
     out, cut = call(acts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_matching, "_on_cpu", lambda _: False)
+        patch.setattr(_cut, "on_cpu", lambda _: False)
         elsewhere, other_cut = call(acts)
     assert torch.equal(out, elsewhere)
     assert torch.equal(cut, other_cut)

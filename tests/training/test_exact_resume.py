@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def config(folder: Path, architecture: str, normalize: str | None = None, **overrides: Any):
     settings = SETTINGS.get(architecture, {}) | ({} if normalize is None else {"normalize_activations": normalize})
-    sae = get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
+    sae = overrides.pop("sae", None) or get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
     fields = {"steps": 10, "n_checkpoints": 2, "lr": 1e-3, "lr_decay_steps": 3, "feature_sampling_window": 4}
     return runner_config(folder, sae=sae, **{**fields, **overrides})
 
@@ -133,6 +133,17 @@ def test_a_process_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, mo
     whole = [*command, "--checkpoint_path", "whole", "--output_path", "whole/out"]
     subprocess.run(whole, check=True, capture_output=True)
     assert_same(Path("whole"), kept)
+
+
+def test_the_settings_of_the_run_itself_resume_it_too(tmp_path, model, dataset):
+    """What a configuration leaves to the length of the run (growth_steps) is set as it was then."""
+    made, again = (
+        config(tmp_path, "topk", sae=get_sae_training_class("afa_pursuit")[1](d_in=192, d_sae=256)) for _ in range(2)
+    )
+    InterruptibleTrainingRunner(made, override_model=model, override_dataset=dataset).run()
+    again.resume_from_checkpoint, again.output_path = made.checkpoint_path, str(tmp_path / "again" / "out")
+    InterruptibleTrainingRunner(again, override_model=model, override_dataset=dataset).run()
+    assert_same(tmp_path, tmp_path / "again")
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path, model, dataset):

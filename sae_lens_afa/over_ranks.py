@@ -1,0 +1,91 @@
+"""A batch that several processes share: what is taken over its tokens is taken over those of all ranks.
+
+Most of a training step is a mean over tokens, which gradients averaged over the ranks get right by themselves. What is
+not (a cut through the whole batch, a count, the largest value, a latent put where the batch lacks something) goes
+through these functions. Outside `shared_batch` they return what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Process group among whose ranks the batch is shared out, in equal parts and in their order; None: there is one rank.
+_group: Any = None
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _eager(function: _Function) -> _Function:
+    """Keep a function out of torch.compile's graphs."""
+    return cast(_Function, torch.compiler.disable(function))
+
+
+@contextmanager
+def shared_batch(group: Any) -> Generator[None]:
+    """Take batches within as shared out among the ranks of a process group."""
+    global _group
+    before, _group = _group, group
+    try:
+        yield
+    finally:
+        _group = before
+
+
+def n_ranks() -> int:
+    """Return among how many ranks the batch is shared out."""
+    return 1 if _group is None else dist.get_world_size(_group)
+
+
+def summed(value: Tensor) -> Tensor:
+    """Return the sum over ranks of a tensor of any shape."""
+    return _reduced(value, dist.ReduceOp.SUM)
+
+
+def largest(value: Tensor) -> Tensor:
+    """Return the largest over ranks, entry by entry."""
+    return _reduced(value, dist.ReduceOp.MAX)
+
+
+def everywhere(mask: Tensor) -> Tensor:
+    """Return where a mask is true on all ranks."""
+    return mask if _group is None else ~largest((~mask).to(torch.uint8)).bool()
+
+
+@_eager
+def _reduced(value: Tensor, operation: Any) -> Tensor:
+    if _group is None:
+        return value
+    out = value.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(out, op=operation, group=_group)
+    return out
+
+
+@_eager
+def gathered(rows: Tensor) -> Tensor:
+    """Return the rows [tokens, ...] of all ranks in their order, all of one length: [ranks * tokens, ...]."""
+    if _group is None:
+        return rows
+    out = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(n_ranks())]
+    dist.all_gather(out, rows.detach().contiguous(), group=_group)
+    return torch.cat(out)
+
+
+@_eager
+def own_share(available: Tensor, wanted: Tensor) -> Tensor:
+    """Return how many each rank gives of what is wanted in all, if the last of the batch go first.
+
+    Args:
+        available: How many this rank has, int64 [...].
+        wanted: How many are to go, of all ranks together, int64 [...].
+    """
+    if _group is None:
+        return wanted
+    counts = gathered(available[None])
+    behind = counts[dist.get_rank(_group) + 1 :].sum(0)
+    return torch.minimum(available, (wanted - behind).clamp(min=0))

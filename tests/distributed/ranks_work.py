@@ -1,0 +1,147 @@
+"""Work of the processes that the tests start: `python ranks_work.py FOLDER JOB`, by torchrun or alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from runs import runner_config
+from sae_lens.registry import get_sae_training_class
+
+from sae_lens_afa.architectures import ARCHITECTURES
+from sae_lens_afa.demo import load_model, load_text
+from sae_lens_afa.distributed import DistributedSAETrainingRunner
+from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
+
+STEPS = 12
+OURS = tuple(entry.name for entry in ARCHITECTURES)
+SAELENS = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matching_pursuit", "matryoshka_batchtopk")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 8},
+    "batchtopk": {"k": 7.5},
+    "matryoshka_batchtopk": {"k": 8, "matryoshka_widths": [64, 256]},
+    "matching_pursuit": {"max_iterations": 4},
+    "mutual_choice": {"k": 8, "density_lr": 0.25},
+    "feature_choice": {"k": 8, "density_lr": 0.25, "feature_choice_start_step": 5},
+    "afa_threshold": {"reseed_steps": 3},
+    "afa_pursuit": {"reseed_steps": 3, "growth_steps": 8},
+    "top_afa": {"sparsity_coefficient": 0.1, "normalize_activations": "none"},
+}
+
+
+def dataset() -> Dataset:
+    return Dataset.from_dict({"text": load_text().train[:20]})
+
+
+def config(folder: Path, architecture: str, **overrides: Any):
+    """A short run in double precision, in which other sums of the same numbers choose no other features."""
+    settings = {"dtype": "float64", **SETTINGS.get(architecture, {})}
+    sae = get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
+    fields = {"steps": STEPS, "lr": 1e-3, "dtype": "float64", "dead_feature_window": 1, "store_batch_size_prompts": 5}
+    return runner_config(folder, sae=sae, **{**fields, **overrides})
+
+
+class Recording:
+    """Keeps the losses of every step."""
+
+    losses: list[dict[str, float]]
+
+    def prepare(self, trainer: Any) -> None:
+        super().prepare(trainer)  # pyright: ignore[reportAttributeAccessIssue]
+        self.losses, step = [], trainer.step
+        self.trainer = trainer
+
+        def recorded(batch):
+            output = step(batch)
+            self.losses.append({name: float(value) for name, value in output.losses.items()})
+            return output
+
+        trainer.step = recorded
+
+
+class OnOne(Recording, InterruptibleTrainingRunner):
+    pass
+
+
+class OnRanks(Recording, DistributedSAETrainingRunner):
+    pass
+
+
+def outcome(runner: Any) -> dict[str, Any]:
+    trainer = runner.trainer
+    return {
+        "losses": runner.losses,
+        "fired": trainer.act_freq_scores.tolist(),
+        "since": trainer.n_forward_passes_since_fired.tolist(),
+        "samples": [trainer.n_training_samples, trainer.n_frac_active_samples],
+        "weights": {name: float(p.double().abs().sum()) for name, p in runner.sae.named_parameters()},
+        "buffers": {name: float(b.double().nan_to_num().sum()) for name, b in runner.sae.named_buffers()},
+    }
+
+
+def train(folder: Path, runner_class: Any, architecture: str, model: Any, **overrides: Any) -> dict[str, Any]:
+    runner = runner_class(config(folder, architecture, **overrides), override_model=model, override_dataset=dataset())
+    runner.run()
+    return outcome(runner)
+
+
+def equal_runs(folder: Path) -> dict[str, Any]:
+    return {**all_architectures(folder), "sources": sources(folder)}
+
+
+def all_architectures(folder: Path, runner_class: Any = OnRanks) -> dict[str, Any]:
+    """Train every architecture for a few steps."""
+    model = load_model()
+    return {name: train(folder / name, runner_class, name, model) for name in (*OURS, *SAELENS)}
+
+
+def from_checkpoint(folder: Path) -> dict[str, Any]:
+    """Go on from the middle of a run of one process."""
+    model = load_model()
+    (checkpoint,) = folder.glob("checkpoints/*/[0-9]*")
+    cfg = config_from_checkpoint(checkpoint)
+    cfg.output_path = cfg.checkpoint_path = None
+    runner = OnRanks(cfg, override_model=model, override_dataset=dataset())
+    runner.run()
+    return outcome(runner)
+
+
+def sources(folder: Path) -> dict[str, Any]:
+    """Read batches from a model and from a disk, with an evaluation in between; and train from the disk."""
+    model = load_model()
+    settings = {"store_batch_size_prompts": 4, **cached(folder)}
+    found: dict[str, Any] = {"trained": train(folder / "disk", OnRanks, "afa_pursuit", model, **settings)}
+    for name, settings in (("live", {}), ("cached", cached(folder))):
+        cfg = config(folder / name, "topk", store_batch_size_prompts=4, n_batches_in_buffer=16, **settings)
+        runner = OnRanks(cfg, override_model=model, override_dataset=dataset())
+        store = runner.activations_store
+        torch.manual_seed(0)
+        taken = [next(store) for _ in range(10)]
+        if name == "live" and runner.ranks.is_first:
+            store.get_batch_tokens(3)
+        taken += [next(store) for _ in range(10)]
+        found[name] = [batch.double().sum(-1)[:5].tolist() for batch in taken]
+    return found
+
+
+def cached(folder: Path) -> dict[str, Any]:
+    return {"use_cached_activations": True, "cached_activations_path": str(folder / "cache")}
+
+
+JOBS = {job.__name__: job for job in (equal_runs, from_checkpoint)}
+
+
+def main() -> None:
+    folder, job = Path(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    result = JOBS[job](folder)
+    (folder / f"{job}-{os.environ.get('RANK', 'alone')}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
