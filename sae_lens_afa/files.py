@@ -32,8 +32,8 @@ def cache_folder() -> Path:
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> Path:
     """Let `write` fill a file beside `path` and move it into place, so that there is never half a file."""
-    # The ending stays: writers tell the format by it.
-    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    # The ending stays: writers tell the format by it. Of its own for each process that may write the same file.
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         write(partial)
         os.replace(partial, path)

@@ -142,7 +142,8 @@ def _run(chosen: Sweep, output: Path) -> None:
     except KeyboardInterrupt:
         print(f"\nstopped; finished runs are kept in {output}: the same command goes on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    assert result is not None  # only max_groups stops it early
+    if result is None:  # another process of torchrun's reports
+        return
     print(f"\n{result}\n\nwritten:")
     for file in result.files:
         print(f"  {file}")

@@ -64,8 +64,11 @@ class ReducedStep:
     def _count(self, feature_acts: Tensor) -> None:
         """Take the batch into the trainer's counts of what fired."""
         trainer = self._trainer
-        fired = feature_acts.bool().float().sum(0)
-        fired = over_ranks.summed(fired.to_dense() if fired.is_sparse else fired)
+        if feature_acts.is_sparse:
+            fired = feature_acts.bool().float().sum(0).to_dense()
+        else:
+            fired = torch.count_nonzero(feature_acts.flatten(0, -2), dim=0).float()
+        fired = over_ranks.summed(fired)
         trainer.n_forward_passes_since_fired += 1
         trainer.n_forward_passes_since_fired[fired > 0] = 0
         trainer.act_freq_scores += fired

@@ -10,6 +10,7 @@ from pathlib import Path
 from platform import python_version
 from typing import Any
 
+from sae_lens_afa.experiments.claims import claimed
 from sae_lens_afa.experiments.rows import key_of
 from sae_lens_afa.files import write_whole
 
@@ -20,14 +21,18 @@ _PACKAGES = ("sae-lens-afa", "sae-lens", "transformer-lens", "torch", "numpy")
 class ResultFolder:
     """Finished runs of a sweep on disk: kept over a kill, refused to a sweep whose runs would be others.
 
-    A sweep may grow there: given more arms, seeds or data, it runs what is not finished. Processes that have
-    different seeds or data may fill one folder side by side.
+    A sweep may grow there: given more arms, seeds or data, it runs what is not finished. Processes may fill one folder
+    side by side.
 
     Args:
         folder: Made if it is missing.
         settings: What the sweep does; JSON values only.
         growing: Keys of `settings` that may be others than those there. Where it is a mapping, what both have
             must be the same.
+
+    Attributes:
+        folder: The folder.
+        runs: That of the runs, a file for each group.
 
     Raises:
         FileExistsError: `folder` is something else than a folder of a sweep.
@@ -37,27 +42,41 @@ class ResultFolder:
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], growing: Sequence[str] = ()) -> None:
         self.folder = Path(folder)
-        self._runs = self.folder / "runs"
+        self.runs = self.folder / "runs"
         own: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **settings}))
         # A list that grows is not kept: every row says what it is.
         own = {key: value for key, value in own.items() if key not in growing or isinstance(value, dict)}
         mappings = [key for key in growing if key in own]
         path = self.folder / "settings.json"
-        if path.is_file():
-            there = json.loads(path.read_text())
-            if there.get("format") != FORMAT:
-                raise ValueError(
-                    f"output folder {self.folder} was written by another version of this package, whose rows say other"
-                    " things; choose another folder, or go on there with that version."
+        beside = {self.runs.name}  # another process may be about to write the settings
+        if not path.is_file() and self.folder.exists():
+            if not self.folder.is_dir() or any(file.name not in beside for file in self.folder.iterdir()):
+                raise FileExistsError(
+                    f"output {self.folder} exists and is not the folder of a sweep; choose another one."
                 )
-            self._check(there, own, mappings)
-            own |= {key: {**there[key], **own[key]} for key in mappings}
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise FileExistsError(f"output {self.folder} exists and is not the folder of a sweep; choose another one.")
-        self._runs.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(own, indent=2) + "\n"
-        if not path.is_file() or path.read_text() != text:
-            write_whole(path, lambda partial: partial.write_text(text))
+        elif path.is_file():
+            self._merged(path, own, mappings)
+        self.runs.mkdir(parents=True, exist_ok=True)
+        with claimed(self.runs, path.stem, wait=True):
+            merged = self._merged(path, own, mappings) if path.is_file() else own
+            text = json.dumps(merged, indent=2) + "\n"
+            if not path.is_file() or path.read_text() != text:
+                write_whole(path, lambda partial: partial.write_text(text))
+
+    def _merged(self, path: Path, own: dict[str, Any], mappings: Sequence[str]) -> dict[str, Any]:
+        """Return these settings with what the mappings there have beside.
+
+        Raises:
+            ValueError: those there are of an older version, or others.
+        """
+        there = json.loads(path.read_text())
+        if there.get("format") != FORMAT:
+            raise ValueError(
+                f"output folder {self.folder} was written by another version of this package, whose rows say other"
+                " things; choose another folder, or go on there with that version."
+            )
+        self._check(there, own, mappings)
+        return own | {key: {**there[key], **own[key]} for key in mappings}
 
     def _check(self, there: dict[str, Any], here: dict[str, Any], mappings: Sequence[str]) -> None:
         for key in mappings:
@@ -75,7 +94,7 @@ class ResultFolder:
 
         What that file has already stays there.
         """
-        path = self._runs / f"{name}.json"
+        path = self.runs / f"{name}.json"
         made = [
             *(_read(path) if path.is_file() else []),
             {"versions": versions(), "rows": [_none_for_nan(row) for row in rows]},
@@ -96,7 +115,7 @@ class ResultFolder:
         return seen
 
     def _made(self) -> Iterator[Any]:
-        for path in sorted(self._runs.glob("*.json")):
+        for path in sorted(self.runs.glob("*.json")):
             yield from _read(path)
 
 

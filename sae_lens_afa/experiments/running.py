@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,16 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from sae_lens_afa.experiments.claims import claimed, is_first
 from sae_lens_afa.experiments.report import write_report
 from sae_lens_afa.experiments.results import ResultFolder
 from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, summarise
-from sae_lens_afa.experiments.sweep import Sweep
+from sae_lens_afa.experiments.sweep import RunGroup, Sweep
 from sae_lens_afa.experiments.sweep_metrics import heading_of
 from sae_lens_afa.experiments.tables import cell, summary_table
+
+# Seconds between looks at what other processes have in work.
+_PAUSE = 0.5
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ def run_sweep(
     """Run what is not finished of a sweep; write its tables, plots and report.
 
     A kill at any point loses at most the group in work; the same call goes on from there. So does one with more
-    arms, seeds or data; its report has what it names.
+    arms, seeds or data; its report has what it names. Several processes with one folder share the groups among them:
+    those that torchrun starts, of which the first writes the report, or any others; each returns when all is done.
 
     Args:
         sweep: What to compare.
@@ -74,7 +80,7 @@ def run_sweep(
         max_groups: Stop after so many groups.
 
     Returns:
-        The result; None if `max_groups` stopped it before the end.
+        The result; None if `max_groups` stopped it before the end, or where another process of torchrun's reports.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: as `Sweep.check` and `ResultFolder`, before anything is trained.
@@ -89,24 +95,41 @@ def run_sweep(
     sweep.check()
     groups = sweep.groups()
     folder = ResultFolder(output, sweep.settings(), sweep.growing)
-    finished = folder.finished()
-    pending = [left for group in groups if (left := group.without(finished)).members]
     keys = [key for group in groups for key in group.run_keys()]
-    total, left = (sum(group.steps * len(group.members) for group in some) for some in (groups, pending))
-    with tqdm(total=total, initial=total - left, unit=" steps", disable=not progress) as bar:
-        for group in pending[:max_groups]:
-            bar.set_description(group.name)
-            rows = sweep.run_group(group, bar.update)
-            folder.write(group.name, rows)
-            if progress:
-                for row in rows:
-                    bar.write(_line(row, sweep))
-    if max_groups is not None and len(pending) > max_groups:
+    total, left = (sum(group.steps * len(group.members) for group in some) for some in (groups, _left(groups, folder)))
+    with tqdm(total=total, initial=total - left, unit=" steps", disable=not (progress and is_first())) as bar:
+        n_run = 0
+        while pending := _left(groups, folder):
+            taken = False
+            for group in pending:
+                if n_run == max_groups:
+                    return None
+                with claimed(folder.runs, group.name) as ours:
+                    # Another process may have finished it in the meantime.
+                    here = group.without(folder.finished()) if ours else None
+                    if here is None or not here.members:
+                        continue
+                    taken, n_run = True, n_run + 1
+                    bar.set_description(group.name)
+                    rows = sweep.run_group(here, bar.update)
+                    folder.write(group.name, rows)
+                    if progress:
+                        for row in rows:
+                            bar.write(_line(row, sweep))
+            if not taken:  # others have all of it in work, or one of them ends before it is done
+                time.sleep(_PAUSE)
+    if not is_first():
         return None
     finished = folder.finished()
     rows = [finished[key] for key in keys]
     files = write_report(folder.folder, sweep, rows, folder.versions(keys), command)
     return SweepResult(folder.folder, rows, sweep.criteria()[0], sweep.key_metrics, files)
+
+
+def _left(groups: Sequence[RunGroup], folder: ResultFolder) -> list[RunGroup]:
+    """Return what is not finished of groups; in work it may be."""
+    finished = folder.finished()
+    return [left for group in groups if (left := group.without(finished)).members]
 
 
 def _line(row: Mapping[str, Any], sweep: Sweep) -> str:
