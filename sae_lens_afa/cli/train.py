@@ -37,7 +37,7 @@ def train(ctx: typer.Context) -> None:
 
 def is_one_of_several() -> bool:
     """Return whether this process was started by torchrun."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

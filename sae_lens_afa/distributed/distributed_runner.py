@@ -17,7 +17,7 @@ from sae_lens_afa.distributed.ranks import Ranks
 from sae_lens_afa.distributed.reduced_step import ReducedStep
 from sae_lens_afa.distributed.restarts import folders_of_run, forget_run, note_run
 from sae_lens_afa.distributed.shared_store import SharedStore
-from sae_lens_afa.runner import InterruptibleTrainingRunner
+from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingInterrupted
 from sae_lens_afa.training.resumable_store import ResumableStore
 from sae_lens_afa.training.summary import TrainingSummary
 
@@ -63,6 +63,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
         overwrite: bool = False,
         keep_checkpoints: int | None = None,
     ) -> None:
+        self._step: ReducedStep | None = None
         self.ranks = Ranks.join(cfg.device)
         check_shares(cfg, self.ranks.size)
         for field in ("device", "llm_device", "act_store_device"):
@@ -89,7 +90,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
     def prepare(self, trainer: SAETrainer[Any, Any]) -> None:
         for tensor in (*self.sae.parameters(), *self.sae.buffers()):
             tensor.data.copy_(self.ranks.from_first(tensor.data))
-        ReducedStep(trainer, self.ranks)
+        self._step = ReducedStep(trainer, self.ranks)
         if trainer.evaluator is not None:
             trainer.evaluator = _without_random_numbers(trainer.evaluator)
 
@@ -108,11 +109,21 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
         with self.ranks.losses_said(lambda: self._watch.checkpoint if self._watch else None):
             if self.writes:
                 note_run(self.cfg)
-            sae = super().run()
-            if self.writes:
-                forget_run(self.cfg)
+            try:
+                sae = super().run()
+            except TrainingInterrupted:
+                self._forget()
+                raise
+            self._forget()
             self.ranks.wait()  # a rank that ended while rank 0 still saves would look as if it had died
         return sae
+
+    def _forget(self) -> None:
+        """Leave nothing behind by which a restart or a step of the SAE's owner would ask for the other ranks."""
+        if self.writes:
+            forget_run(self.cfg)
+        if self._step is not None:
+            self._step.close()
 
     @override
     def summary(self) -> TrainingSummary:

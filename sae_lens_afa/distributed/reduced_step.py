@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,9 @@ from sae_lens_afa import over_ranks
 from sae_lens_afa.distributed.ranks import Ranks
 from sae_lens_afa.saes._matching import mutual_choice
 
+# Steps between looks whether all ranks still have the same weights.
+_EVERY = 500
+
 
 class ReducedStep:
     """The step of SAELens' trainer, with statistics and gradients of all ranks; set as an attribute of that trainer.
@@ -30,7 +34,7 @@ class ReducedStep:
         self._trainer, self._ranks = trainer, ranks
         trainer.sae.train()  # hooks that change a gradient, as that of unit norm, come before those that average it
         self._gradients = AveragedGradients(trainer.sae, ranks)
-        select_from_whole_batch(trainer.sae)
+        self._take_back = select_from_whole_batch(trainer.sae)
         trainer._train_step = self  # pyright: ignore[reportPrivateUsage]  (the one place where a step is made)
 
     def __call__(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
@@ -58,7 +62,26 @@ class ReducedStep:
         for scheduler in trainer.coefficient_schedulers.values():
             scheduler.step()
         self._average_losses(output)
+        if trainer.n_training_steps % _EVERY == 0:
+            self._check_in_step()
         return output
+
+    def close(self) -> None:
+        """Give the SAE back as one that trains alone."""
+        self._gradients.close()
+        self._take_back()
+
+    @torch.no_grad()
+    def _check_in_step(self) -> None:
+        """Raise RuntimeError unless all ranks have the same weights."""
+        total = torch.stack([p.double().sum() for p in self._trainer.sae.parameters()]).sum()
+        largest = torch.stack([total, -total])
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._ranks.group)
+        if bool((largest[0] > -largest[1]).any()):  # not of NaN, which is another matter
+            raise RuntimeError(
+                f"the ranks' weights are no longer the same after step {self._trainer.n_training_steps}: the SAE draws"
+                " random numbers, or keeps statistics, that differ by rank. Nothing of it is saved."
+            )
 
     @torch.no_grad()
     def _count(self, feature_acts: Tensor) -> None:
@@ -96,8 +119,15 @@ class AveragedGradients:
         self._ready: set[int] = set()
         self._next = 0
         self._under_way: list[Any] = []
-        for i, parameter in enumerate(self._parameters):
+        self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._is_there, i))
+            for i, parameter in enumerate(self._parameters)
+        ]
+
+    def close(self) -> None:
+        """Leave the gradients to each rank."""
+        for hook in self._hooks:
+            hook.remove()
 
     def _is_there(self, i: int, _: Tensor) -> None:
         self._ready.add(i)
@@ -125,9 +155,14 @@ class AveragedGradients:
         self._next = 0
 
 
-def select_from_whole_batch(sae: TrainingSAE[Any]) -> None:
-    """Let SAELens' BatchTopK, of which a batch shares out k features per token, look at the tokens of all ranks."""
+def select_from_whole_batch(sae: TrainingSAE[Any]) -> Callable[[], None]:
+    """Let SAELens' BatchTopK, of which a batch shares out k features per token, look at the tokens of all ranks.
+
+    Returns:
+        Makes it undone.
+    """
     selects: Any = sae.activation_fn
+    own = vars(sae)
     if type(selects) is BatchTopK:
         sae.activation_fn = WholeBatchTopK(selects.k)
     saelens_own = BatchTopKTrainingSAE.update_topk_threshold
@@ -138,6 +173,12 @@ def select_from_whole_batch(sae: TrainingSAE[Any]) -> None:
             update(_with_least_of_all(acts_topk))
 
         sae.update_topk_threshold = update_by_all
+
+    def take_back() -> None:
+        sae.activation_fn = selects
+        own.pop("update_topk_threshold", None)
+
+    return take_back
 
 
 class WholeBatchTopK(nn.Module):

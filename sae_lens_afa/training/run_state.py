@@ -52,7 +52,7 @@ def save_run_state(folder: Path, stream: StreamState, sae: TrainingSAE[Any]) -> 
         "mixed": tuple(stream.mixed.copied()),
         "generator": stream.generator,
         "random": torch.get_rng_state(),
-        "random_of_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "random_of_device": torch.cuda.get_rng_state(sae.device) if sae.device.type == "cuda" else None,
         "statistics": dict(sae.named_buffers()),
     }
     torch.save(state, folder / STREAM_FILENAME)
@@ -76,9 +76,8 @@ def restore_randomness_and_statistics(folder: Path, sae: TrainingSAE[Any]) -> bo
         module, _, own_name = name.rpartition(".")
         setattr(sae.get_submodule(module), own_name, value.to(sae.device))
     torch.set_rng_state(state["random"])
-    states: list[Tensor] = state["random_of_cuda"]
-    if len(states) == torch.cuda.device_count() > 0:  # others have no such numbers, and draw their own
-        torch.cuda.set_rng_state_all(states)
+    if state["random_of_device"] is not None and sae.device.type == "cuda":  # of whatever number
+        torch.cuda.set_rng_state(state["random_of_device"], sae.device)
     return True
 
 

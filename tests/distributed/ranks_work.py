@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import sys
@@ -15,7 +16,7 @@ from sae_lens.registry import get_sae_training_class
 
 from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.demo import load_model, load_text
-from sae_lens_afa.distributed import DistributedSAETrainingRunner
+from sae_lens_afa.distributed import DistributedSAETrainingRunner, reduced_step
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 STEPS = 12
@@ -91,7 +92,32 @@ def train(folder: Path, runner_class: Any, architecture: str, model: Any, **over
 
 
 def equal_runs(folder: Path) -> dict[str, Any]:
-    return {**all_architectures(folder), "sources": sources(folder)}
+    return {**all_architectures(folder), "sources": sources(folder), "afterwards": afterwards(folder)}
+
+
+def afterwards(folder: Path) -> dict[str, Any]:
+    """Say of an SAE that was trained whether it is one that trains alone, and of ranks that part what is said."""
+    model = load_model()
+    runner = OnRanks(config(folder / "x", "batchtopk"), override_model=model, override_dataset=dataset())
+    sae = runner.run()
+    attributes = sorted(vars(copy.deepcopy(sae)))
+    found: dict[str, Any] = {"activation": type(sae.activation_fn).__name__, "attributes": attributes}
+    if runner.ranks.is_first:  # which would wait for the others
+        sae(torch.randn(5, 192, dtype=torch.float64)).sum().backward()
+    runner = OnRanks(config(folder / "y", "topk"), override_model=model, override_dataset=dataset())
+    reduced_step._EVERY, prepare = 1, runner.prepare
+
+    def parting(trainer: Any) -> None:
+        prepare(trainer)
+        if not runner.ranks.is_first:
+            trainer.sae.b_dec.data += 1e-3
+
+    runner.prepare = parting
+    try:
+        runner.run()
+    except RuntimeError as error:
+        found["parted"] = str(error)
+    return found
 
 
 def all_architectures(folder: Path, runner_class: Any = OnRanks) -> dict[str, Any]:

@@ -64,6 +64,13 @@ def assert_same_run(ours, theirs) -> None:
         assert ours[field] == pytest.approx(theirs[field], rel=1e-5), field
 
 
+def test_an_sae_trains_alone_afterwards_and_ranks_that_part_say_so(of_ranks):
+    for found in (rank["afterwards"] for rank in of_ranks):
+        assert found["activation"] == "BatchTopK"
+        assert "update_topk_threshold" not in found["attributes"]
+        assert "the ranks' weights are no longer the same after step 0" in found["parted"]
+
+
 @pytest.mark.parametrize("name", ["live", "cached"])
 def test_a_store_gives_the_batches_of_one_process(of_ranks, folder, model, name):
     """Also after rank 0 alone has read on in the text, as evaluations do."""
