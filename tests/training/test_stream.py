@@ -130,6 +130,8 @@ def test_a_store_gives_saelens_batches_over_epochs_and_goes_on_from_any(tmp_path
 class _NoStatistics(torch.nn.Module):
     """Stands for an SAE without buffers."""
 
+    device = torch.device("cpu")
+
 
 def test_looking_for_a_context_uses_nothing_up(tmp_path, model, dataset):
     cfg = runner_config(tmp_path)
