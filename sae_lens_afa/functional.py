@@ -151,8 +151,7 @@ def sparsity_loss(
     scaled = feature_acts * torch.linalg.vector_norm(W_dec, dim=-1)
     norm = _row_norm(scaled)
     ratio = scaled.abs().sum(-1, dtype=norm.dtype) / torch.where(norm == 0, 1, norm)
-    scale = over_ranks.summed(_row_norm(x_centered.detach()).square().mean()) / over_ranks.n_ranks()
-    return ratio.square().mean() / d_in * (scale / d_in)
+    return ratio.square().mean() / d_in * (over_ranks.averaged(_row_norm(x_centered.detach()).square().mean()) / d_in)
 
 
 def epsilon_lbo(

@@ -42,14 +42,24 @@ def n_ranks() -> int:
     return 1 if _group is None else dist.get_world_size(_group)
 
 
+def n_tokens(acts: Tensor) -> int:
+    """Return the tokens of the whole batch, of which this rank has the share `acts` [..., width]."""
+    return n_ranks() * acts.shape[:-1].numel()
+
+
 def summed(value: Tensor) -> Tensor:
     """Return the sum over ranks of a tensor of any shape."""
-    return _reduced(value, dist.ReduceOp.SUM)
+    return value if _group is None else _reduced(value, dist.ReduceOp.SUM)
+
+
+def averaged(value: Tensor) -> Tensor:
+    """Return the mean over ranks of a tensor of any shape."""
+    return value if _group is None else summed(value) / n_ranks()
 
 
 def largest(value: Tensor) -> Tensor:
     """Return the largest over ranks, entry by entry."""
-    return _reduced(value, dist.ReduceOp.MAX)
+    return value if _group is None else _reduced(value, dist.ReduceOp.MAX)
 
 
 def everywhere(mask: Tensor) -> Tensor:
@@ -57,35 +67,34 @@ def everywhere(mask: Tensor) -> Tensor:
     return mask if _group is None else ~largest((~mask).to(torch.uint8)).bool()
 
 
+def gathered(rows: Tensor) -> Tensor:
+    """Return the rows [tokens, ...] of all ranks in their order, all of one length: [ranks * tokens, ...]."""
+    return rows if _group is None else _gathered(rows)
+
+
+def own_share(available: Callable[[], Tensor], wanted: Tensor) -> Tensor:
+    """Return how many each rank gives of what is wanted in all, if the last of the batch go first.
+
+    Args:
+        available: How many this rank has, int64 [...]; asked where there are several.
+        wanted: How many are to go, of all ranks together, int64 [...].
+    """
+    if _group is None:
+        return wanted
+    here = available()
+    behind = gathered(here[None])[dist.get_rank(_group) + 1 :].sum(0)
+    return torch.minimum(here, (wanted - behind).clamp(min=0))
+
+
 @_eager
 def _reduced(value: Tensor, operation: Any) -> Tensor:
-    if _group is None:
-        return value
     out = value.detach().clone(memory_format=torch.contiguous_format)
     dist.all_reduce(out, op=operation, group=_group)
     return out
 
 
 @_eager
-def gathered(rows: Tensor) -> Tensor:
-    """Return the rows [tokens, ...] of all ranks in their order, all of one length: [ranks * tokens, ...]."""
-    if _group is None:
-        return rows
-    out = [torch.empty_like(rows, memory_format=torch.contiguous_format) for _ in range(n_ranks())]
-    dist.all_gather(out, rows.detach().contiguous(), group=_group)
-    return torch.cat(out)
-
-
-@_eager
-def own_share(available: Tensor, wanted: Tensor) -> Tensor:
-    """Return how many each rank gives of what is wanted in all, if the last of the batch go first.
-
-    Args:
-        available: How many this rank has, int64 [...].
-        wanted: How many are to go, of all ranks together, int64 [...].
-    """
-    if _group is None:
-        return wanted
-    counts = gathered(available[None])
-    behind = counts[dist.get_rank(_group) + 1 :].sum(0)
-    return torch.minimum(available, (wanted - behind).clamp(min=0))
+def _gathered(rows: Tensor) -> Tensor:
+    out = rows.new_empty(n_ranks(), *rows.shape)
+    dist.all_gather(list(out.unbind()), rows.detach().contiguous(), group=_group)
+    return out.flatten(0, 1)

@@ -131,6 +131,7 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         overwrite: bool = False,
         keep_checkpoints: int | None = None,
     ) -> None:
+        self.meet(cfg)
         for field in _PATHS:
             if isinstance(path := getattr(cfg, field), Path):  # which its JSON could not hold
                 setattr(cfg, field, str(path))
@@ -176,6 +177,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
         self._seconds = 0.0
 
     # ---- where a run on several ranks differs
+
+    def meet(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        """Do what is due before the configuration is checked."""
 
     def resumable(self, store: ActivationsStore) -> ResumableStore:
         """Return a store from which the run reads, in place of SAELens' own."""
@@ -227,9 +231,9 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
     ) -> TrainingSAE[Any]:
         """Train until the end or until a signal, in place of SAELens' own handling of signals."""
         name = f"{self.sae.cfg.architecture()} {self.sae.cfg.d_sae}"
-        self._watch = TrainingWatch(trainer, name, keep_checkpoints=self._keep_checkpoints, writes=self.writes)
+        self._watch = watch = TrainingWatch(trainer, name, keep_checkpoints=self._keep_checkpoints, writes=self.writes)
         if self.cfg.resume_from_checkpoint is not None:
-            self._resume(trainer, Path(self.cfg.resume_from_checkpoint))
+            self._resume(watch, Path(self.cfg.resume_from_checkpoint))
         self.prepare(trainer)
         with stop_request() as stop:
             # The trainer asks this at the start of every step, before it takes a batch: the one place in its loop
@@ -243,16 +247,15 @@ class InterruptibleTrainingRunner(LanguageModelSAETrainingRunner):
 
             trainer.maybe_reset_sparsity = stop_if_requested
             sae = trainer.fit()
-        self._watch.check()
+        watch.check()
         return sae
 
-    def _resume(self, trainer: SAETrainer[Any, Any], checkpoint: Path) -> None:
+    def _resume(self, watch: TrainingWatch, checkpoint: Path) -> None:
         """Let a trainer whose state SAELens has loaded go on as if it had not stopped."""
-        done = trainer.n_training_samples
+        watch.checkpoint = checkpoint
+        trainer, done = watch.trainer, watch.trainer.n_training_samples
         # SAELens starts a resumed run with all thresholds pending, and would write each past one again at once.
         trainer.checkpoint_thresholds = [n for n in trainer.checkpoint_thresholds if n >= done]
-        if self._watch is not None:
-            self._watch.checkpoint = checkpoint
         if not restore_randomness_and_statistics(checkpoint, self.sae):
             torch.manual_seed(self.cfg.seed + done)  # not the permutations once more that the run began with
             warn(

@@ -6,10 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, MultiSAETrainingRunnerConfig, TrainingSAEConfig
+from sae_lens.registry import get_sae_training_class
 
 from sae_lens_afa import TopAFATrainingSAEConfig
+from sae_lens_afa.architectures import ARCHITECTURES
 
 HOOK = "blocks.1.hook_resid_pre"
+OURS = tuple(entry.name for entry in ARCHITECTURES)
+SAELENS = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matching_pursuit", "matryoshka_batchtopk")
+# What has to come to pass within a dozen steps: latents die, are put elsewhere, laws are fitted, phases begin.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "topk": {"k": 8},
+    "batchtopk": {"k": 7.5},
+    "matryoshka_batchtopk": {"k": 8, "matryoshka_widths": [64, 256]},
+    "matching_pursuit": {"max_iterations": 4},
+    "mutual_choice": {"k": 8, "density_lr": 0.25},
+    "feature_choice": {"k": 8, "density_lr": 0.25, "feature_choice_start_step": 5},
+    "afa_threshold": {"reseed_steps": 3},
+    "afa_pursuit": {"reseed_steps": 3, "growth_steps": 8},
+    "top_afa": {"sparsity_coefficient": 0.1, "normalize_activations": "none"},
+}
+
+
+def sae_config(architecture: str, **overrides: Any) -> TrainingSAEConfig:
+    """A small SAE of any architecture, for the hook of these runs."""
+    settings = {**SETTINGS.get(architecture, {}), **overrides}
+    return get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
 
 
 def runner_config(tmp_path: Path, *, steps: int = 6, sae: TrainingSAEConfig | dict | None = None, **overrides):

@@ -33,14 +33,15 @@ ORDER = (
     "_lazy",
     "defaults",
     "architectures",
-    "files",
+    "files torchrun",
 )
 # The package's own names and its registration reach into every room, lazily.
 ABOVE_ALL = ("__init__", "_import_hook", "registration")
 LEVELS = {room: len(ORDER) - i for i, line in enumerate(ORDER) for room in line.split()}
 
 LIGHT = (
-    "architectures", "defaults", "files", "_lazy", "plots", "reports", "evals.result", "evals.metric_list", "cli",
+    "architectures", "defaults", "files", "torchrun", "_lazy", "plots", "reports", "evals.result", "evals.metric_list",
+    "cli",
 )  # fmt: skip
 HEAVY = {"torch", "sae_lens", "transformer_lens", "transformers", "datasets", "pandas", "matplotlib", "plotly"}
 FORBIDDEN_STARTS = ("What", "Which", "How", "Whether", "Of", "The same", "See", "As", "Where")

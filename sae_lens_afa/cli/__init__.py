@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typing_extensions import TypeIs
 
+from sae_lens_afa import torchrun
 from sae_lens_afa.cli import (
     convert,
     demo,
@@ -129,7 +130,7 @@ def _failed(error: Exception, flags: dict[str, str], *, debug: bool) -> int:
                 file=sys.stderr,
             )
         return INTERRUPTED
-    rank = f"rank {os.environ['RANK']}: " if train.is_one_of_several() else ""
+    rank = f"rank {torchrun.rank()}: " if torchrun.started_this() else ""
     print(f"{rank}error: {describe(error, flags)}", file=sys.stderr)
     return _FAILED
 

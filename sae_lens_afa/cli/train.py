@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from sae_lens_afa import torchrun
+
 # The flags that messages of the runner name by parameter; its other fields are named as they are spelt here.
 FLAGS = {"overwrite": "--overwrite", "device": "--device"}
 
@@ -22,22 +24,17 @@ def train(ctx: typer.Context) -> None:
 
     Under torchrun, the run is that of all its processes.
     """
-    if is_one_of_several() and os.environ["RANK"] != "0":
+    if torchrun.rank() != 0:
         os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: one bar is enough
     from sae_lens_afa.cli.runner_flags import train_with_flags
+    from sae_lens_afa.distributed import DistributedSAETrainingRunner
     from sae_lens_afa.runner import InterruptibleTrainingRunner
 
-    runner_class = InterruptibleTrainingRunner
-    if is_one_of_several():
-        from sae_lens_afa.distributed import DistributedSAETrainingRunner as runner_class  # noqa: N813
-
     warnings.showwarning = _show_warning
-    print(train_with_flags(ctx.args, runner_class), end="\n" if os.environ.get("RANK", "0") == "0" else "")
-
-
-def is_one_of_several() -> bool:
-    """Return whether this process was started by torchrun."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    runner_class = DistributedSAETrainingRunner if torchrun.started_this() else InterruptibleTrainingRunner
+    said = train_with_flags(ctx.args, runner_class)
+    if torchrun.rank() == 0:
+        print(said)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -7,10 +7,9 @@ from typing import Any, cast
 
 import torch
 from sae_lens import ActivationsStore
-from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
+from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
-from transformer_lens.HookedRootModule import HookedRootModule
 from typing_extensions import override
 
 from sae_lens_afa.distributed.ranks import Ranks
@@ -18,6 +17,7 @@ from sae_lens_afa.distributed.reduced_step import ReducedStep
 from sae_lens_afa.distributed.restarts import folders_of_run, forget_run, note_run
 from sae_lens_afa.distributed.shared_store import SharedStore
 from sae_lens_afa.runner import InterruptibleTrainingRunner, TrainingInterrupted
+from sae_lens_afa.training.checkpoint import DEVICES
 from sae_lens_afa.training.resumable_store import ResumableStore
 from sae_lens_afa.training.summary import TrainingSummary
 
@@ -52,21 +52,13 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
         True
     """
 
+    _step: ReducedStep | None = None
+
     @override
-    def __init__(
-        self,
-        cfg: LanguageModelSAERunnerConfig[Any],
-        override_dataset: HfDataset | None = None,
-        override_model: HookedRootModule | None = None,
-        override_sae: TrainingSAE[Any] | None = None,
-        *,
-        overwrite: bool = False,
-        keep_checkpoints: int | None = None,
-    ) -> None:
-        self._step: ReducedStep | None = None
-        self.ranks = Ranks.join(cfg.device)
+    def meet(self, cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+        self.ranks = Ranks(str(cfg.device))
         check_shares(cfg, self.ranks.size)
-        for field in ("device", "llm_device", "act_store_device"):
+        for field in DEVICES:
             if torch.device(str(getattr(cfg, field))).type == "cuda":
                 setattr(cfg, field, str(self.ranks.device))
         if not self.ranks.is_first:
@@ -74,11 +66,6 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
         with self.ranks.losses_said():
             # Of its own, each process makes up another folder.
             cfg.checkpoint_path, cfg.resume_from_checkpoint = self.ranks.agreed(folders_of_run(cfg))
-            super().__init__(
-                cfg, override_dataset, override_model, override_sae,
-                overwrite=overwrite, keep_checkpoints=keep_checkpoints,
-            )  # fmt: skip
-            self.ranks.wait()  # before anything is written into folders that another still looks at
 
     @override
     def resumable(self, store: ActivationsStore) -> ResumableStore:
@@ -92,7 +79,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
             tensor.data.copy_(self.ranks.from_first(tensor.data))
         self._step = ReducedStep(trainer, self.ranks)
         if trainer.evaluator is not None:
-            trainer.evaluator = _without_random_numbers(trainer.evaluator)
+            trainer.evaluator = _without_random_numbers(trainer.evaluator, self.ranks.device)
 
     @override
     def stops(self, asked: bool) -> bool:
@@ -107,6 +94,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
     def run(self) -> TrainingSAE[Any]:
         """Train on all ranks, save on one, and return the SAE on each."""
         with self.ranks.losses_said(lambda: self._watch.checkpoint if self._watch else None):
+            self.ranks.wait()  # before anything is written into folders that another still looks at
             if self.writes:
                 note_run(self.cfg)
             try:
@@ -131,11 +119,14 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
             return super().summary()
 
 
-def _without_random_numbers(evaluator: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def _without_random_numbers(
+    evaluator: Callable[..., dict[str, Any]], device: torch.device
+) -> Callable[..., dict[str, Any]]:
     """Return an evaluator that leaves the random numbers alone, which all ranks draw alike."""
+    devices = [device] if device.type == "cuda" else []
 
     def evaluate(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices):
             return evaluator(*args, **kwargs)
 
     return evaluate

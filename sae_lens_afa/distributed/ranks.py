@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from sae_lens_afa import over_ranks, torchrun
 
 _Value = TypeVar("_Value")
 # Rank 0 evaluates and saves while the others wait for its next batch.
@@ -38,7 +40,7 @@ class RankLostError(RuntimeError):
 
 
 class Ranks:
-    """The ranks of a run, as this one sees them.
+    """The ranks of a run, as this one sees them; a process that was not started by torchrun is the only one.
 
     Args:
         device: The run's device; "cuda" becomes that of this process.
@@ -62,11 +64,6 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.group = dist.group.WORLD
         self.control: Any = dist.new_group(backend="gloo", timeout=_PATIENCE)
-
-    @classmethod
-    def join(cls, device: str) -> Self:
-        """Meet the others; a process that was not started by torchrun is the only one."""
-        return cls(device)
 
     @property
     def is_first(self) -> bool:
@@ -108,17 +105,19 @@ class Ranks:
 
     # ---- tensors
 
+    def longest_share_of(self, n: int) -> int:
+        """Return how many of n items the first rank takes."""
+        return -(-n // self.size)
+
     def share_of(self, n: int) -> slice:
         """Return which of n items this rank takes; the last ranks' shares may be smaller, or empty."""
-        share = -(-n // self.size)
+        share = self.longest_share_of(n)
         return slice(min(n, self.rank * share), min(n, (self.rank + 1) * share))
 
     def gathered(self, rows: Tensor) -> Tensor:
         """Return the rows [n, ...] of all ranks in their order, all of one length, on the device that they are on."""
-        there = rows.detach().to(self.device).contiguous()
-        out = there.new_empty(self.size, *there.shape)
-        dist.all_gather(list(out.unbind()), there, group=self.group)
-        return out.flatten(0, 1).to(rows.device)
+        with over_ranks.shared_batch(self.group):
+            return over_ranks.gathered(rows.to(self.device)).to(rows.device)
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Return rank 0's tensor, of the shape and dtype of this one."""
@@ -130,7 +129,7 @@ class Ranks:
 def _meeting_place() -> dict[str, Any]:
     """Return where this process meets the others, as arguments for torch."""
     env, classes = os.environ, cast(Any, dist)
-    if "RANK" not in env:  # not started by torchrun
+    if not torchrun.started_this():
         return {"store": classes.HashStore(), "rank": 0, "world_size": 1}
     if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return {}

@@ -39,21 +39,24 @@ class ReducedStep:
 
     def __call__(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         """Take a step on a batch [tokens, d_in] that all ranks have."""
+        with over_ranks.shared_batch(self._ranks.group):
+            return self._step(sae, sae_in[self._ranks.share_of(len(sae_in))])
+
+    def _step(self, sae: TrainingSAE[Any], sae_in: Tensor) -> TrainStepOutput:
         trainer = self._trainer
         sae.train()
-        with over_ranks.shared_batch(self._ranks.group):
-            with trainer.autocast_if_enabled:
-                output = sae.training_forward_pass(
-                    step_input=TrainStepInput(
-                        sae_in=sae_in[self._ranks.share_of(len(sae_in))],
-                        dead_neuron_mask=trainer.dead_neurons,
-                        coefficients=trainer.get_coefficients(),
-                        n_training_steps=trainer.n_training_steps,
-                        is_logging_step=trainer._is_logging_step(),  # pyright: ignore[reportPrivateUsage]
-                    )
+        with trainer.autocast_if_enabled:
+            output = sae.training_forward_pass(
+                step_input=TrainStepInput(
+                    sae_in=sae_in,
+                    dead_neuron_mask=trainer.dead_neurons,
+                    coefficients=trainer.get_coefficients(),
+                    n_training_steps=trainer.n_training_steps,
+                    is_logging_step=trainer._is_logging_step(),  # pyright: ignore[reportPrivateUsage]
                 )
-                self._count(output.feature_acts)
-            output.loss.backward()
+            )
+            self._count(output.feature_acts)
+        output.loss.backward()
         self._gradients.wait()
         nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         trainer.optimizer.step()
@@ -75,9 +78,7 @@ class ReducedStep:
     def _check_in_step(self) -> None:
         """Raise RuntimeError unless all ranks have the same weights."""
         total = torch.stack([p.double().sum() for p in self._trainer.sae.parameters()]).sum()
-        largest = torch.stack([total, -total])
-        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self._ranks.group)
-        if bool((largest[0] > -largest[1]).any()):  # not of NaN, which is another matter
+        if bool(over_ranks.largest(total) > -over_ranks.largest(-total)):  # not of NaN, which is another matter
             raise RuntimeError(
                 f"the ranks' weights are no longer the same after step {self._trainer.n_training_steps}: the SAE draws"
                 " random numbers, or keeps statistics, that differ by rank. Nothing of it is saved."
@@ -101,8 +102,7 @@ class ReducedStep:
     def _average_losses(self, output: TrainStepOutput) -> None:
         """Put the means over ranks in place of a rank's own losses."""
         values = torch.stack([value.detach().double() for value in (output.loss, *output.losses.values())])
-        dist.all_reduce(values, group=self._ranks.group)
-        output.loss, *rest = (values / self._ranks.size).unbind()
+        output.loss, *rest = over_ranks.averaged(values).unbind()
         output.losses = dict(zip(output.losses, rest, strict=True))
 
 
@@ -117,8 +117,7 @@ class AveragedGradients:
         self._ranks = ranks
         self._parameters = [p for p in reversed(list(sae.parameters())) if p.requires_grad]
         self._ready: set[int] = set()
-        self._next = 0
-        self._under_way: list[Any] = []
+        self._under_way: list[tuple[Tensor, Any]] = []
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(partial(self._is_there, i))
             for i, parameter in enumerate(self._parameters)
@@ -131,28 +130,25 @@ class AveragedGradients:
 
     def _is_there(self, i: int, _: Tensor) -> None:
         self._ready.add(i)
-        while self._next in self._ready:
-            self._start()
+        while len(self._under_way) in self._ready:
+            self._start_next()
 
-    def _start(self) -> None:
-        parameter = self._parameters[self._next]
+    def _start_next(self) -> None:
+        parameter = self._parameters[len(self._under_way)]
         if parameter.grad is None:  # on this rank; another may have one
             parameter.grad = torch.zeros_like(parameter)
-        self._under_way.append(dist.all_reduce(parameter.grad, group=self._ranks.group, async_op=True))
-        self._next += 1
+        operation = dist.all_reduce(parameter.grad, group=self._ranks.group, async_op=True)
+        self._under_way.append((parameter.grad, operation))
 
     def wait(self) -> None:
         """Wait for all of them."""
-        while self._next < len(self._parameters):
-            self._start()
-        for operation in self._under_way:
+        while len(self._under_way) < len(self._parameters):
+            self._start_next()
+        for gradient, operation in self._under_way:
             operation.wait()
-        for parameter in self._parameters:
-            if parameter.grad is not None:
-                parameter.grad /= self._ranks.size
+            gradient /= self._ranks.size
         self._ready.clear()
         self._under_way.clear()
-        self._next = 0
 
 
 def select_from_whole_batch(sae: TrainingSAE[Any]) -> Callable[[], None]:
@@ -191,8 +187,7 @@ class WholeBatchTopK(nn.Module):
     @override
     def forward(self, x: Tensor) -> Tensor:
         """Return pre-activations [..., d_sae] with all but the batch's k per token at 0."""
-        n_tokens = over_ranks.n_ranks() * x.shape[:-1].numel()
-        return mutual_choice(x.relu(), int(self.k * n_tokens))[0]
+        return mutual_choice(x.relu(), int(self.k * over_ranks.n_tokens(x)))[0]
 
 
 def _with_least_of_all(acts: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from sae_lens.config import LanguageModelSAERunnerConfig
 
 from sae_lens_afa.files import write_whole
-from sae_lens_afa.training.checkpoint import checkpoints_in
+from sae_lens_afa.training.checkpoint import newest_checkpoint
 
 
 def _note(cfg: LanguageModelSAERunnerConfig[Any]) -> Path | None:
@@ -47,5 +47,5 @@ def folders_of_run(cfg: LanguageModelSAERunnerConfig[Any]) -> tuple[str | None, 
     if not restarted or note is None or not note.is_file():
         return cfg.checkpoint_path, cfg.resume_from_checkpoint
     folder = note.read_text(encoding="utf-8")
-    newest = next(reversed(checkpoints_in(Path(folder))), None)
-    return folder, cfg.resume_from_checkpoint if newest is None else str(newest)
+    newest = str(newest_checkpoint(Path(folder)))
+    return folder, cfg.resume_from_checkpoint if newest == folder else newest

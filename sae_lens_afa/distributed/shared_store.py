@@ -73,10 +73,11 @@ class SharedStore(ResumableStore):
     def get_activations(self, batch_tokens: Tensor) -> Tensor:
         if not self._together:
             return super().get_activations(batch_tokens)
-        n, share = len(batch_tokens), -(-len(batch_tokens) // self.ranks.size)
+        n = len(batch_tokens)
         own = batch_tokens[self.ranks.share_of(n)]
         # All shares are of one length; what stands in for missing prompts is dropped.
-        own = torch.cat([own, batch_tokens[:1].expand(share - len(own), -1)])
+        missing = self.ranks.longest_share_of(n) - len(own)
+        own = torch.cat([own, batch_tokens[:1].expand(missing, -1)])
         return self.ranks.gathered(super().get_activations(own))[:n]
 
     @override

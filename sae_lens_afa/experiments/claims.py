@@ -40,8 +40,3 @@ def claimed(folder: Path, name: str, *, wait: bool = False) -> Generator[bool]:
         if ours:  # who waited for this very file now finds the work done
             path.unlink(missing_ok=True)
         os.close(file)
-
-
-def is_first() -> bool:
-    """Return whether this is the process that reports, of those that torchrun has started; one alone is."""
-    return os.environ.get("RANK", "0") == "0"

@@ -48,20 +48,18 @@ class ResultFolder:
         own = {key: value for key, value in own.items() if key not in growing or isinstance(value, dict)}
         mappings = [key for key in growing if key in own]
         path = self.folder / "settings.json"
-        beside = {self.runs.name}  # another process may be about to write the settings
-        if not path.is_file() and self.folder.exists():
-            if not self.folder.is_dir() or any(file.name not in beside for file in self.folder.iterdir()):
-                raise FileExistsError(
-                    f"output {self.folder} exists and is not the folder of a sweep; choose another one."
-                )
-        elif path.is_file():
-            self._merged(path, own, mappings)
+        # With the runs' folder alone, another process is about to write the settings.
+        if self.folder.exists() and not path.is_file() and not self._holds_runs_alone():
+            raise FileExistsError(f"output {self.folder} exists and is not the folder of a sweep; choose another one.")
         self.runs.mkdir(parents=True, exist_ok=True)
         with claimed(self.runs, path.stem, wait=True):
             merged = self._merged(path, own, mappings) if path.is_file() else own
             text = json.dumps(merged, indent=2) + "\n"
             if not path.is_file() or path.read_text() != text:
                 write_whole(path, lambda partial: partial.write_text(text))
+
+    def _holds_runs_alone(self) -> bool:
+        return self.folder.is_dir() and all(path == self.runs for path in self.folder.iterdir())
 
     def _merged(self, path: Path, own: dict[str, Any], mappings: Sequence[str]) -> dict[str, Any]:
         """Return these settings with what the mappings there have beside.

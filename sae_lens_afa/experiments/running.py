@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from sae_lens_afa.experiments.claims import claimed, is_first
+from sae_lens_afa import torchrun
+from sae_lens_afa.experiments.claims import claimed
 from sae_lens_afa.experiments.report import write_report
 from sae_lens_afa.experiments.results import ResultFolder
 from sae_lens_afa.experiments.statistics import OK, Criterion, best_of_grids, summarise
@@ -97,28 +100,19 @@ def run_sweep(
     folder = ResultFolder(output, sweep.settings(), sweep.growing)
     keys = [key for group in groups for key in group.run_keys()]
     total, left = (sum(group.steps * len(group.members) for group in some) for some in (groups, _left(groups, folder)))
-    with tqdm(total=total, initial=total - left, unit=" steps", disable=not (progress and is_first())) as bar:
-        n_run = 0
-        while pending := _left(groups, folder):
-            taken = False
-            for group in pending:
-                if n_run == max_groups:
-                    return None
-                with claimed(folder.runs, group.name) as ours:
-                    # Another process may have finished it in the meantime.
-                    here = group.without(folder.finished()) if ours else None
-                    if here is None or not here.members:
-                        continue
-                    taken, n_run = True, n_run + 1
-                    bar.set_description(group.name)
-                    rows = sweep.run_group(here, bar.update)
-                    folder.write(group.name, rows)
-                    if progress:
-                        for row in rows:
-                            bar.write(_line(row, sweep))
-            if not taken:  # others have all of it in work, or one of them ends before it is done
-                time.sleep(_PAUSE)
-    if not is_first():
+    shown = progress and torchrun.rank() == 0
+    with (
+        tqdm(total=total, initial=total - left, unit=" steps", disable=not shown) as bar,
+        closing(_taken(groups, folder)) as taken,
+    ):
+        for group in islice(taken, max_groups):
+            bar.set_description(group.name)
+            rows = sweep.run_group(group, bar.update)
+            folder.write(group.name, rows)
+            if progress:
+                for row in rows:
+                    bar.write(_line(row, sweep))
+    if torchrun.rank() != 0 or _left(groups, folder):
         return None
     finished = folder.finished()
     rows = [finished[key] for key in keys]
@@ -130,6 +124,20 @@ def _left(groups: Sequence[RunGroup], folder: ResultFolder) -> list[RunGroup]:
     """Return what is not finished of groups; in work it may be."""
     finished = folder.finished()
     return [left for group in groups if (left := group.without(finished)).members]
+
+
+def _taken(groups: Sequence[RunGroup], folder: ResultFolder) -> Generator[RunGroup]:
+    """Yield what is left, group by group, each while no other process has it in work; wait for those of others."""
+    while pending := _left(groups, folder):
+        is_idle = True
+        for group in pending:
+            with claimed(folder.runs, group.name) as ours:
+                # Another process may have finished it in the meantime.
+                for left in _left([group], folder) if ours else ():
+                    is_idle = False
+                    yield left
+        if is_idle:  # others have all of it in work, or one of them ends before it is done
+            time.sleep(_PAUSE)
 
 
 def _line(row: Mapping[str, Any], sweep: Sweep) -> str:

@@ -115,11 +115,10 @@ def finite_tokens(acts: Tensor) -> Tensor | None:
     return None if bool(finite.all()) else finite.view(acts.shape[:-1])
 
 
-def tokens_of_all(rows: Tensor) -> int:
-    """Return how many rows [tokens, d_sae] there are on all ranks."""
-    if over_ranks.n_ranks() == 1:
-        return len(rows)
-    return int(over_ranks.summed(torch.tensor(len(rows), device=rows.device)))
+def tokens_of_all(acts: Tensor) -> int:
+    """Return how many tokens [..., d_sae] there are on all ranks, of which each may have another number."""
+    here = acts.shape[:-1].numel()
+    return here if over_ranks.n_ranks() == 1 else int(over_ranks.summed(torch.tensor(here, device=acts.device)))
 
 
 def matches_of(n_matches: int, n_finite: int, n_tokens: int) -> int:
@@ -189,7 +188,7 @@ def _kept(keep: Callable[[Tensor], tuple[Tensor, Tensor]], rows: Tensor) -> tupl
     "sae_lens_afa::mutual_choice", mutates_args=(), schema="(Tensor acts, int n_matches) -> (Tensor, Tensor)"
 )
 def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
-    n_tokens = over_ranks.n_ranks() * acts.shape[:-1].numel()
+    n_tokens = over_ranks.n_tokens(acts)
 
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
         here = matches_of(n_matches, tokens_of_all(rows), n_tokens)
@@ -198,9 +197,7 @@ def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
         cut = global_cut(rows, here)
         out, counts = _keep_from(rows, cut)
         surplus = over_ranks.summed(counts.sum()) - here
-        if over_ranks.n_ranks() > 1:
-            surplus = over_ranks.own_share((out == cut).sum(), surplus)
-        _drop_global_surplus(out, cut, int(surplus))
+        _drop_global_surplus(out, cut, int(over_ranks.own_share(lambda: (out == cut).sum(), surplus)))
         return out, cut
 
     return _applied(keep, acts)
@@ -210,7 +207,7 @@ def _mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
     "sae_lens_afa::feature_choice", mutates_args=(), schema="(Tensor acts, Tensor n_matches) -> (Tensor, Tensor)"
 )
 def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
-    n_tokens = over_ranks.n_ranks() * acts.shape[:-1].numel()
+    n_tokens = over_ranks.n_tokens(acts)
 
     def keep(rows: Tensor) -> tuple[Tensor, Tensor]:
         n_finite = tokens_of_all(rows)
@@ -220,9 +217,7 @@ def _feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
         cuts = feature_cuts(rows, here)
         out, counts = _keep_from(rows, cuts)
         surplus = over_ranks.summed(counts) - here
-        if over_ranks.n_ranks() > 1:
-            surplus = over_ranks.own_share((out == cuts).sum(0), surplus)
-        _drop_feature_surplus(out, cuts, surplus)
+        _drop_feature_surplus(out, cuts, over_ranks.own_share(lambda: (out == cuts).sum(0), surplus))
         return out, cuts
 
     return _applied(keep, acts)

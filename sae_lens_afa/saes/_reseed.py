@@ -61,15 +61,15 @@ class ReseedingTrainingSAE(AFATrainingSAE, TrainingSAE[Any]):
         if not self.training:
             return
         if step_input.n_training_steps == 0:
-            self._start_from(over_ranks.gathered(x))
-        elif (latents := self.latents_to_place(step_input)) is not None and self._any(latents):
-            self._reseed(over_ranks.gathered(x), latents, self.rule_at(step_input))
+            self._start_from(x)
+        elif (latents := self.latents_to_place(step_input)) is not None:
+            self._reseed(x, latents, self.rule_at(step_input))
 
     @uncompiled
     @torch.no_grad()
     def _start_from(self, x: Tensor) -> None:
         """Start a run from its first batch; tokens that are not finite have no part in it."""
-        rows = x.reshape(-1, x.shape[-1])
+        rows = over_ranks.gathered(x.reshape(-1, x.shape[-1]))
         rows = rows[rows.isfinite().all(-1)].to(torch.promote_types(x.dtype, torch.float32))
         if len(rows) > 0:
             # Of an SAE that was trained before, b_dec is not exactly 0.
@@ -81,14 +81,12 @@ class ReseedingTrainingSAE(AFATrainingSAE, TrainingSAE[Any]):
             self.b_dec.copy_(rows.mean(0))
 
     @uncompiled
-    def _any(self, latents: Tensor) -> bool:
-        """Return whether there are latents to place."""
-        return bool(latents.any())
-
-    @uncompiled
     @torch.no_grad()
     def _reseed(self, x: Tensor, latents: Tensor, rule: Any) -> None:
         """Put latents where this batch lacks something; needs its codes beforehand, and so a forward pass more."""
+        if not bool(latents.any()):
+            return
+        x = over_ranks.gathered(x)
         feature_acts, _, decoded = self.code(x, rule)
         x_centered = x - self.b_dec
         threshold = self.token_threshold(torch.linalg.vector_norm(x_centered, dim=-1), rule)

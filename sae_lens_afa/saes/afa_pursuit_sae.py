@@ -292,5 +292,4 @@ class AFAPursuitTrainingSAE(  # pyright: ignore[reportIncompatibleVariableOverri
 def token_weight(x: Tensor) -> Tensor:
     """Return 1 / variance of the entries of each token [..., d_in]; 0 where there is next to none, as in padding."""
     variance = x.detach().var(-1) if x.shape[-1] > 1 else x.detach().square().squeeze(-1)
-    usual = over_ranks.summed(variance.mean()) / over_ranks.n_ranks()
-    return torch.where(variance > 1e-6 * usual, 1 / variance, 0)
+    return torch.where(variance > 1e-6 * over_ranks.averaged(variance.mean()), 1 / variance, 0)

@@ -217,14 +217,13 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             finite = finite_tokens(acts)
             acts = acts if finite is None else acts[finite]
             counts = over_ranks.summed(firing_counts(acts))
-            density = (counts / max(1, tokens_of_all(acts.flatten(0, -2)))).to(density.dtype)
+            density = (counts / max(1, tokens_of_all(acts))).to(density.dtype)
         return fit_zipf(density, exponent=cfg.zipf_exponent, offset=cfg.zipf_offset)
 
     @uncompiled
     def _matches(self, hidden_pre: Tensor) -> Tensor:
         """Return m_i, the matches of each feature in this batch, int64 [d_sae]."""
-        n_matches = self.budget(hidden_pre)
-        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
+        n_matches, n_tokens = self.budget(hidden_pre), over_ranks.n_tokens(hidden_pre)
         turn = self.turn if n_matches < self.cfg.d_sae else 0
         expected = self.expected_by_rank()
         if expected is None:  # encoded before the first step, which settles the law
@@ -242,13 +241,13 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
 
     @override
     @uncompiled
-    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
-        super().end_step(hidden_pre, counts)
+    def end_step(self, hidden_pre: Tensor, counts: Tensor, n_tokens: int) -> None:
+        super().end_step(hidden_pre, counts, n_tokens)
         if self.choosing:
-            self._steer_thresholds(hidden_pre, counts)
+            self._steer_thresholds(hidden_pre, counts, n_tokens)
 
     @torch.no_grad()
-    def _steer_thresholds(self, hidden_pre: Tensor, counts: Tensor) -> None:
+    def _steer_thresholds(self, hidden_pre: Tensor, counts: Tensor, n_tokens: int) -> None:
         """Move each threshold towards where it is reached as often as the feature is matched, which is `counts`."""
         assert self._cut is not None
         cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
@@ -259,7 +258,7 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
             self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
         else:
             excess = over_ranks.summed(reached_counts(hidden_pre, threshold)) - counts
-            usual = (self.density * tokens_of_all(hidden_pre.flatten(0, -2))).clamp(min=1)
+            usual = (self.density * n_tokens).clamp(min=1)
             change = self.cfg.feature_threshold_lr * (excess / usual).clamp(-_LARGEST_STEP, _LARGEST_STEP)
             # From 0, where a factor moves nothing, by the same share of the cut.
             self.feature_threshold = threshold + change * torch.where(threshold > 0, threshold, cut)

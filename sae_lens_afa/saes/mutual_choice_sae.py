@@ -165,7 +165,7 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
         Raises:
             ValueError: none, because it is too small.
         """
-        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
+        n_tokens = over_ranks.n_tokens(hidden_pre)
         budget = round(self.cfg.k * n_tokens)
         if budget < 1:
             raise ValueError(
@@ -203,20 +203,20 @@ class MutualChoiceTrainingSAE(DensityTracking, RememberedLayerNorm, BatchTopKTra
     @uncompiled
     def _track(self, hidden_pre: Tensor, feature_acts: Tensor) -> Tensor:
         """Take a batch into what is tracked, by its finite tokens; the matches that found no activation."""
-        n_matches, finite = self.budget(hidden_pre), finite_tokens(hidden_pre)
-        n_tokens = over_ranks.n_ranks() * hidden_pre.shape[:-1].numel()
+        n_matches, n_tokens = self.budget(hidden_pre), over_ranks.n_tokens(hidden_pre)
+        finite = finite_tokens(hidden_pre)
         if finite is not None:
             hidden_pre, feature_acts = hidden_pre[finite], feature_acts[finite]
-        n_finite = tokens_of_all(hidden_pre.flatten(0, -2))
+        n_finite = tokens_of_all(hidden_pre)
         counts = over_ranks.summed(firing_counts(feature_acts))
         if n_finite > 0:
-            self.end_step(hidden_pre, counts)
+            self.end_step(hidden_pre, counts, n_finite)
         return matches_of(n_matches, n_finite, n_tokens) - counts.sum()
 
     @uncompiled
-    def end_step(self, hidden_pre: Tensor, counts: Tensor) -> None:
-        """Track a batch by its pre-activations [..., d_sae] and the number of tokens on which each feature fired."""
-        self.observe_densities(counts, tokens_of_all(hidden_pre.flatten(0, -2)))
+    def end_step(self, hidden_pre: Tensor, counts: Tensor, n_tokens: int) -> None:  # noqa: ARG002  (for subclasses)
+        """Track a batch by its pre-activations [..., d_sae], and on how many of its tokens each feature fired."""
+        self.observe_densities(counts, n_tokens)
 
     @override
     @uncompiled

@@ -99,7 +99,7 @@ def _check_sizes(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             f"training_tokens is {cfg.training_tokens}, less than one batch of train_batch_size_tokens = {batch}:"
             " raise the one or lower the other."
         )
-    kept = len(range(context)[slice(*cfg.seqpos_slice)])
+    kept = _positions(cfg)
     buffer = cfg.n_batches_in_buffer * kept
     if buffer < batch:
         raise ValueError(
@@ -201,8 +201,12 @@ def check_disk_space(
 
 def _buffer_bytes(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
     """Return the size of a mixing buffer that has just been filled, of float32 activations."""
-    kept = len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
-    return (cfg.n_batches_in_buffer + cfg.store_batch_size_prompts) * kept * cfg.sae.d_in * 4
+    return (cfg.n_batches_in_buffer + cfg.store_batch_size_prompts) * _positions(cfg) * cfg.sae.d_in * 4
+
+
+def _positions(cfg: LanguageModelSAERunnerConfig[Any]) -> int:
+    """Return of how many tokens of a context the activations are kept."""
+    return len(range(cfg.context_size)[slice(*cfg.seqpos_slice)])
 
 
 def _megabytes(n_bytes: int) -> str:

@@ -7,7 +7,7 @@ the place in the text and what the buffer holds are kept, and reading goes on at
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self, cast
@@ -92,13 +92,7 @@ class ResumableStore(ActivationsStore):
             # A row gives one context or none.
             rows: Any = self._iterate_raw_dataset() if self.is_dataset_tokenized else self._iterate_raw_dataset_tokens()
             for i, row in enumerate(rows, place.row):
-                if self.is_dataset_tokenized:
-                    contexts = [torch.as_tensor(row[: self.context_size], dtype=torch.long, device=self.device)]
-                else:
-                    contexts = concat_and_batch_sequences(
-                        iter([row]), self.context_size, begin_batch_token_id=begin, disable_concat_sequences=True
-                    )
-                for context in contexts:
+                for context in self._contexts_of_row(row, begin):
                     self.place = Place(i + 1)
                     yield context
             return
@@ -109,6 +103,13 @@ class ResumableStore(ActivationsStore):
         ):
             self.place = after
             yield context
+
+    def _contexts_of_row(self, row: Any, begin: int | None) -> Iterable[Tensor]:
+        if self.is_dataset_tokenized:
+            return [torch.as_tensor(row[: self.context_size], dtype=torch.long, device=self.device)]
+        return concat_and_batch_sequences(
+            iter([row]), self.context_size, begin_batch_token_id=begin, disable_concat_sequences=True
+        )
 
     @override
     def _iterate_raw_dataset(self) -> Generator[Any, None, None]:

@@ -60,18 +60,18 @@ def save_run_state(folder: Path, stream: StreamState, sae: TrainingSAE[Any]) -> 
 
 def load_stream(folder: Path) -> StreamState | None:
     """Return where the activations of a checkpoint were; None where SAELens' own runner wrote it."""
-    if not (folder / STREAM_FILENAME).is_file():
-        return None
     state = _read(folder)
+    if state is None:
+        return None
     mixed = Mixed(*state["mixed"])
     return StreamState(Place(*state["place"]), state["n_rows"], state["cached_row"], mixed, state["generator"])
 
 
 def restore_randomness_and_statistics(folder: Path, sae: TrainingSAE[Any]) -> bool:
     """Set torch's random numbers and the SAE's statistics to those of a checkpoint; return whether it has them."""
-    if not (folder / STREAM_FILENAME).is_file():
-        return False
     state = _read(folder)
+    if state is None:
+        return False
     for name, value in state["statistics"].items():
         module, _, own_name = name.rpartition(".")
         setattr(sae.get_submodule(module), own_name, value.to(sae.device))
@@ -81,13 +81,15 @@ def restore_randomness_and_statistics(folder: Path, sae: TrainingSAE[Any]) -> bo
     return True
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    """Return the file's content.
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Return the file's content; None if there is no file.
 
     Raises:
         ValueError: it is damaged.
     """
     path = folder / STREAM_FILENAME
+    if not path.is_file():
+        return None
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, OSError, ValueError, EOFError) as error:

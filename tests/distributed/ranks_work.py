@@ -11,28 +11,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from runs import runner_config
-from sae_lens.registry import get_sae_training_class
+from runs import OURS, SAELENS, runner_config, sae_config
 
-from sae_lens_afa.architectures import ARCHITECTURES
 from sae_lens_afa.demo import load_model, load_text
 from sae_lens_afa.distributed import DistributedSAETrainingRunner, reduced_step
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 
 STEPS = 12
-OURS = tuple(entry.name for entry in ARCHITECTURES)
-SAELENS = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matching_pursuit", "matryoshka_batchtopk")
-SETTINGS: dict[str, dict[str, Any]] = {
-    "topk": {"k": 8},
-    "batchtopk": {"k": 7.5},
-    "matryoshka_batchtopk": {"k": 8, "matryoshka_widths": [64, 256]},
-    "matching_pursuit": {"max_iterations": 4},
-    "mutual_choice": {"k": 8, "density_lr": 0.25},
-    "feature_choice": {"k": 8, "density_lr": 0.25, "feature_choice_start_step": 5},
-    "afa_threshold": {"reseed_steps": 3},
-    "afa_pursuit": {"reseed_steps": 3, "growth_steps": 8},
-    "top_afa": {"sparsity_coefficient": 0.1, "normalize_activations": "none"},
-}
 
 
 def dataset() -> Dataset:
@@ -41,8 +26,7 @@ def dataset() -> Dataset:
 
 def config(folder: Path, architecture: str, **overrides: Any):
     """A short run in double precision, in which other sums of the same numbers choose no other features."""
-    settings = {"dtype": "float64", **SETTINGS.get(architecture, {})}
-    sae = get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
+    sae = sae_config(architecture, dtype="float64")
     fields = {"steps": STEPS, "lr": 1e-3, "dtype": "float64", "dead_feature_window": 1, "store_batch_size_prompts": 5}
     return runner_config(folder, sae=sae, **{**fields, **overrides})
 

@@ -8,6 +8,7 @@ import ranks_work
 import torch
 from datasets import Array2D, Dataset, Features
 from processes import on_ranks
+from runs import OURS, SAELENS
 from sae_lens import ActivationsStore
 
 from sae_lens_afa.distributed.distributed_runner import check_shares
@@ -36,7 +37,7 @@ def of_one(folder):
     return ranks_work.all_architectures(folder / "one", ranks_work.OnOne)
 
 
-@pytest.mark.parametrize("architecture", [*ranks_work.OURS, *ranks_work.SAELENS])
+@pytest.mark.parametrize("architecture", [*OURS, *SAELENS])
 def test_two_ranks_give_the_losses_of_one_process(of_ranks, of_one, architecture):
     first, second = (found[architecture] for found in of_ranks)
     assert first == second

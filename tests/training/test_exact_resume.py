@@ -13,35 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from runs import runner_config
-from sae_lens.registry import get_sae_training_class
+from runs import OURS, SAELENS, runner_config, sae_config
 from safetensors.torch import load_file
 
-from sae_lens_afa.architectures import ARCHITECTURES
+from sae_lens_afa import AFAPursuitTrainingSAEConfig
 from sae_lens_afa.cli.runner_flags import train_with_flags
 from sae_lens_afa.demo import model_folder
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
 from sae_lens_afa.training.checkpoint import checkpoints_in
 from sae_lens_afa.training.run_state import STREAM_FILENAME
 
-OURS = tuple(entry.name for entry in ARCHITECTURES)
-SAELENS = ("standard", "topk", "batchtopk", "jumprelu", "gated", "matching_pursuit", "matryoshka_batchtopk")
-# Latents die at once and are put elsewhere every few steps: that draws random numbers.
-SETTINGS: dict[str, dict[str, Any]] = {
-    "topk": {"k": 8},
-    "batchtopk": {"k": 8},
-    "matryoshka_batchtopk": {"k": 8, "matryoshka_widths": [64, 256]},
-    "matching_pursuit": {"max_iterations": 4},
-    "mutual_choice": {"k": 8},
-    "feature_choice": {"k": 8, "feature_choice_start_step": 4},
-    "afa_threshold": {"reseed_steps": 2},
-    "afa_pursuit": {"reseed_steps": 2, "growth_steps": 6},
-}
-
 
 def config(folder: Path, architecture: str, normalize: str | None = None, **overrides: Any):
-    settings = SETTINGS.get(architecture, {}) | ({} if normalize is None else {"normalize_activations": normalize})
-    sae = overrides.pop("sae", None) or get_sae_training_class(architecture)[1](d_in=192, d_sae=256, **settings)
+    settings = {} if normalize is None else {"normalize_activations": normalize}
+    sae = overrides.pop("sae", None) or sae_config(architecture, **settings)
     fields = {"steps": 10, "n_checkpoints": 2, "lr": 1e-3, "lr_decay_steps": 3, "feature_sampling_window": 4}
     return runner_config(folder, sae=sae, **{**fields, **overrides})
 
@@ -137,9 +122,7 @@ def test_a_process_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path, mo
 
 def test_the_settings_of_the_run_itself_resume_it_too(tmp_path, model, dataset):
     """What a configuration leaves to the length of the run (growth_steps) is set as it was then."""
-    made, again = (
-        config(tmp_path, "topk", sae=get_sae_training_class("afa_pursuit")[1](d_in=192, d_sae=256)) for _ in range(2)
-    )
+    made, again = (config(tmp_path, "topk", sae=AFAPursuitTrainingSAEConfig(d_in=192, d_sae=256)) for _ in range(2))
     InterruptibleTrainingRunner(made, override_model=model, override_dataset=dataset).run()
     again.resume_from_checkpoint, again.output_path = made.checkpoint_path, str(tmp_path / "again" / "out")
     InterruptibleTrainingRunner(again, override_model=model, override_dataset=dataset).run()

@@ -1,0 +1,17 @@
+"""The processes that torchrun starts, by the environment that it gives them; imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+
+_VARIABLES = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+
+
+def started_this() -> bool:
+    """Return whether this process was started by torchrun."""
+    return os.environ.keys() >= _VARIABLES
+
+
+def rank() -> int:
+    """Return the number of this process among those that torchrun has started; 0 for one alone."""
+    return int(os.environ["RANK"]) if started_this() else 0
