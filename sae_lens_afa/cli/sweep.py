@@ -113,14 +113,26 @@ def activations(
     steps: Steps = None,
     lr: LearningRate = None,
     batch_size: BatchSize = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model name or folder in place of the bundled one; needs --dataset and --hook.")
+    ] = None,
+    model_class_name: Annotated[
+        str, typer.Option(help="HookedTransformer, or AutoModelForCausalLM for a folder of any architecture.")
+    ] = "HookedTransformer",
+    dataset: Annotated[
+        str | None, typer.Option(help="Hub id, folder or file; its first 1,000 documents are judged on.")
+    ] = None,
+    hook: Annotated[str | None, typer.Option(help="Hook point of the model.")] = None,
+    d_in: Annotated[int | None, typer.Option(help="Width of the hook. Default: the model's own width.")] = None,
     device: Device = "cpu",
 ) -> None:
-    """Explained variance (and, on the bundled model, cross-entropy) against L0, a curve for each architecture."""
+    """Explained variance (and, on a model, its cross-entropy) against L0, a curve for each architecture."""
     from sae_lens_afa.experiments import activations_sweep
 
     chosen = activations_sweep(
         activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr,
-        batch_size=batch_size, raw=raw, device=device,
+        batch_size=batch_size, raw=raw, model=model, model_class=model_class_name, dataset=dataset, hook=hook,
+        d_in=d_in, device=device,
     )  # fmt: skip
     _run(chosen, output)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from sae_lens.saes.sae import SAE, TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
+from typing_extensions import override
 
 from sae_lens_afa.evals import evaluate_activations
 from sae_lens_afa.evals.metric_list import SWEEPS, metrics_shown_in
@@ -53,6 +56,29 @@ def standardised(activations: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*
     """Return each token minus its mean, over its standard deviation: as SAELens' "layer_norm" does it."""
     centred = activations - activations.mean(-1, keepdim=True)
     return centred / (centred.std(-1, keepdim=True) + 1e-5)
+
+
+@dataclass
+class Centred(ActivationScaler):
+    """Activations less the mean token of a text, in the place of SAELens' scaling.
+
+    Attributes:
+        mean: [d_in].
+    """
+
+    mean: Tensor | None = None
+
+    @override
+    def scale(self, acts: Tensor) -> Tensor:
+        return acts if self.mean is None else acts - self.mean.to(acts)
+
+    @override
+    def unscale(self, acts: Tensor) -> Tensor:
+        return acts if self.mean is None else acts + self.mean.to(acts)
+
+    def standardised(self, activations: Tensor) -> Tensor:
+        """Return raw activations [..., d_in] in the space in which SAEs are compared."""
+        return standardised(self.scale(activations))
 
 
 def measure(sae: SAE[Any], activations: Float[Tensor, "tokens d_in"]) -> dict[str, float]:

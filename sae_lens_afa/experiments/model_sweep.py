@@ -14,17 +14,22 @@ from typing_extensions import override
 
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
 from sae_lens_afa.experiments.arms import Run, check_runs, without_normalisation
-from sae_lens_afa.experiments.measures import inference_sae, measure, standardised
+from sae_lens_afa.experiments.held_out import HeldOut, held_out, hook_widths
+from sae_lens_afa.experiments.measures import inference_sae, measure
 from sae_lens_afa.experiments.rows import measured_row, training_note
 from sae_lens_afa.experiments.side_by_side import build, train_together
 from sae_lens_afa.experiments.statistics import Criterion
 from sae_lens_afa.experiments.sweep import Advance, Plot, RunGroup, Sweep, by_steps
-from sae_lens_afa.experiments.text_source import HeldOut, TextSource, held_out, hook_widths, training_batches
+from sae_lens_afa.experiments.text_source import TextSource, training_batches
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
 _CE_PROMPTS = 8
+_CENTRED = (
+    "Special tokens are left out: no SAE is trained or judged on them, and the model keeps them as they are. The mean"
+    " token of the start of the text is taken off all others, and put back for the cross-entropy."
+)
 CE_PLOT = Plot("ce_loss_with_sae", "cross-entropy with SAE (line: without)", reference="ce_loss_without_sae")
 
 
@@ -120,7 +125,9 @@ class LanguageModelSweep(Sweep):
         saes = {_key(m): build(m[1], self.d_in, self.d_sae, group.seed, self.device) for m in group.members}
         hooks = {_key(member): self.hooks[member[0]] for member in group.members}
         runs, training = {_key(member): member[1] for member in group.members}, self.training_of(group)
-        batches = training_batches(self.source, model, train_text, saes, hooks, training, group.seed, self.device)
+        batches = training_batches(
+            self.source, model, train_text, saes, hooks, test.spaces, training, group.seed, self.device
+        )
         trained = train_together(saes, hooks, batches, training, group.seed, self.device, advance, runs)
         return [
             measured_row(
@@ -136,7 +143,7 @@ class LanguageModelSweep(Sweep):
                 raise ValueError(f"d_in is {self.d_in}, but activations at {hook} are {width} wide: set d_in={width}.")
 
     def _measure(self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
-        sae, activations = inference_sae(trained, device=self.device), standardised(test.activations[hook])
+        sae, activations = inference_sae(trained, device=self.device), test.standardised(hook)
         return {
             **self._of_tokens(sae, activations, model, test),
             **self._cross_entropy(trained, hook, model, test),
@@ -152,7 +159,7 @@ class LanguageModelSweep(Sweep):
         self, trained: TrainingSAE[Any], hook: str, model: HookedRootModule, test: HeldOut
     ) -> dict[str, float | None]:
         sae = inference_sae(trained, standardise=True, device=self.device)
-        losses = CrossEntropy(sae, model, hook, None, {})
+        losses = CrossEntropy(sae, model, hook, test.spaces[hook], {}, self.source.left_out(model))
         prompts = test.prompts[: -(-self.ce_tokens // self.source.context_size)]
         for part in prompts.split(_CE_PROMPTS):
             losses.add(part)
@@ -165,6 +172,7 @@ class LanguageModelSweep(Sweep):
             f"Model `{self.source.model}`, {source}, context {self.source.context_size};"
             f" d_in {self.d_in}, d_sae {self.d_sae}; hooks " + ", ".join(f"`{hook}`" for hook in self.hooks.values()),
             training_note(self.training, self.budgets, self.rates),
+            *([_CENTRED] if self.source.centred else []),
             "Activations are standardised token by token (SAELens' layer_norm); MSE is the mean over tokens and"
             " dimensions in that space, explained variance and AFA metrics are in it too. Cross-entropy is in nats per"
             " token with the reconstruction in place, put back into the model's own scale.",
@@ -178,8 +186,8 @@ class LanguageModelSweep(Sweep):
 def loaded(source: TextSource, hooks: tuple[str, ...], tokens: int, device: str) -> tuple[Any, Any, HeldOut]:
     """Return model, text to train on and held-out activations: the same for every group."""
     model = source.load_model(device)
-    train_text, test_text = source.datasets()
-    return model, train_text, held_out(source, model, test_text, hooks, tokens, device)
+    texts = source.datasets()
+    return model, texts[0], held_out(source, model, texts, hooks, tokens, device)
 
 
 def _key(member: tuple[str, Run]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from jaxtyping import Bool
 from sae_lens.saes.sae import SAE
@@ -16,19 +16,34 @@ from typing_extensions import override
 from sae_lens_afa.experiments.arms import Arm
 from sae_lens_afa.experiments.concepts import CONCEPTS, concept_f1, concept_labels
 from sae_lens_afa.experiments.file_sweep import ActivationsSweep
+from sae_lens_afa.experiments.held_out import HeldOut
 from sae_lens_afa.experiments.model_sweep import CE_PLOT, LanguageModelSweep
 from sae_lens_afa.experiments.presets import Several, changed, preset_arms
 from sae_lens_afa.experiments.side_by_side import Training
 from sae_lens_afa.experiments.sweep import Plot, Sweep
-from sae_lens_afa.experiments.text_source import HeldOut, TextSource
+from sae_lens_afa.experiments.text_source import TextSource
+from sae_lens_afa.loading.models import HOOKED, model_width
 
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoActivationsSweep(LanguageModelSweep):
-    """SAEs on a layer of the bundled model; explained variance, cross-entropy and single concepts are drawn."""
+class ModelActivationsSweep(LanguageModelSweep):
+    """SAEs at a hook of a language model; explained variance and cross-entropy are drawn."""
+
+    title: str = "SAEs on activations of a language model"
+
+    plots: ClassVar[Sequence[Plot]] = (Plot("explained_variance", "1 - explained variance", complement=True), CE_PLOT)
+    key_metrics: ClassVar[Sequence[str]] = (
+        "l0_mean", "explained_variance", "ce_loss_with_sae", "ce_loss_score", "dead_latents", "shrinkage",
+        "norm_ratio_median",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoActivationsSweep(ModelActivationsSweep):
+    """SAEs on a layer of the bundled model; single concepts of its text are drawn, too."""
 
     title: str = "SAEs on activations of the bundled model"
     source: TextSource = field(default_factory=TextSource)
@@ -36,15 +51,8 @@ class DemoActivationsSweep(LanguageModelSweep):
     d_in: int = 192
     d_sae: int = 768
 
-    plots = (
-        Plot("explained_variance", "1 - explained variance", complement=True),
-        CE_PLOT,
-        Plot("concept_f1", "1 - F1 of concepts", complement=True),
-    )
-    key_metrics = (
-        "l0_mean", "explained_variance", "ce_loss_with_sae", "ce_loss_score", "concept_f1", "dead_latents",
-        "shrinkage", "norm_ratio_median",
-    )  # fmt: skip
+    plots = (*ModelActivationsSweep.plots, Plot("concept_f1", "1 - F1 of concepts", complement=True))
+    key_metrics = (*ModelActivationsSweep.key_metrics, "concept_f1")
 
     @override
     def _of_tokens(self, sae: SAE[Any], activations: Tensor, model: HookedRootModule, test: HeldOut) -> dict[str, Any]:
@@ -108,9 +116,14 @@ def activations_sweep(
     lr: Several[float] = None,
     batch_size: int | None = None,
     raw: bool = False,
+    model: str | None = None,
+    model_class: str = HOOKED,
+    dataset: str | None = None,
+    hook: str | None = None,
+    d_in: int | None = None,
     device: str = "cpu",
 ) -> Sweep:
-    """Return a sweep over the activations of a file, or of the bundled model where no file is given.
+    """Return a sweep over the activations of a file or of a language model: the bundled one where neither is given.
 
     Args:
         activations, test: .safetensors files of one tensor [tokens, d_in] each: to train on, to judge on. They are
@@ -123,6 +136,12 @@ def activations_sweep(
         lr: Learning rate in place of the preset's, one or several: each run is made with each.
         batch_size: Tokens of each step in place of the preset's.
         raw: Of a file: not standardised, see `ActivationsSweep`.
+        model: A model in the place of the bundled one, as for `load_language_model`; special tokens are left out, and
+            the mean token is taken off all others before they are standardised.
+        model_class: SAELens' `model_class_name`: "AutoModelForCausalLM" reads a folder of any architecture.
+        dataset: The model's text, as for `load_text_dataset`; its first 1,000 documents are judged on.
+        hook: The model's hook point.
+        d_in: Width of the hook; the model's own width if None.
         device: Of model and SAEs.
 
     Raises:
@@ -138,12 +157,17 @@ def activations_sweep(
         'SAEs on activations of the bundled model'
     """
     changes: dict[str, Any] = {"d_sae": d_sae, "arms": tuple(arms), "seeds": tuple(seeds), "device": device}
+    of_model = {"model": model, "dataset": dataset, "hook": hook, "d_in": d_in}
+    given = [name for name, value in of_model.items() if value is not None]
     if activations is None and test is None:
         if raw:
             raise ValueError("raw is for the activations of a file: give activations and test with it.")
-        return changed(PRESETS, preset, steps, lr, batch_size, **changes)
+        presets = PRESETS if not given else _of_model(model, model_class, dataset, hook, d_in)
+        return changed(presets, preset, steps, lr, batch_size, **changes)
     if activations is None or test is None:
-        raise ValueError("give activations and test, or neither of them for the bundled model.")
+        raise ValueError("give activations and test, or neither of them for a model.")
+    if given:
+        raise ValueError(f"{given[0]} is for the activations of a model: leave it out, or activations and test.")
     files = {
         name: ActivationsSweep(
             train_file=Path(activations), test_file=Path(test), arms=sweep.arms, training=sweep.training,
@@ -152,3 +176,25 @@ def activations_sweep(
         for name, sweep in PRESETS.items()
     }  # fmt: skip
     return changed(files, preset, steps, lr, batch_size, raw=raw, **changes)
+
+
+def _of_model(
+    model: str | None, model_class: str, dataset: str | None, hook: str | None, d_in: int | None
+) -> dict[str, ModelActivationsSweep]:
+    """Return the presets on another model and text.
+
+    Raises:
+        ValueError, OSError: not all three are given, or the width of the model is not known.
+    """
+    if model is None or dataset is None or hook is None:
+        missing = [name for name, value in (("model", model), ("dataset", dataset), ("hook", hook)) if value is None]
+        raise ValueError(f"{' and '.join(missing)} missing: a sweep of another model needs model, dataset and hook.")
+    width = model_width(model, model_class) if d_in is None else d_in
+    return {
+        name: ModelActivationsSweep(
+            source=TextSource(model, dataset, sweep.source.context_size, model_class, centred=True),
+            hooks={hook: hook}, d_in=width, d_sae=4 * width, arms=sweep.arms, training=sweep.training,
+            seeds=sweep.seeds, test_tokens=sweep.test_tokens, ce_tokens=sweep.ce_tokens,
+        )
+        for name, sweep in PRESETS.items()
+    }  # fmt: skip

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import load_dataset
-from sae_lens import ActivationsStore
 from sae_lens.config import LoggingConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.saes.sae import TrainingSAE
@@ -17,9 +15,10 @@ from torch import Tensor
 from sae_lens_afa.demo import load_model as load_demo_model
 from sae_lens_afa.demo import load_text
 from sae_lens_afa.demo.chapters import TEXT_NAME
-from sae_lens_afa.experiments.measures import standardised
+from sae_lens_afa.evals.judged_tokens import excluded_ids
+from sae_lens_afa.experiments.measures import Centred
 from sae_lens_afa.experiments.side_by_side import OwnRandom, Training
-from sae_lens_afa.loading.models import check_hook_name, load_language_model
+from sae_lens_afa.loading.models import HOOKED, load_language_model
 from sae_lens_afa.loading.names import first_line, in_own_words
 from sae_lens_afa.loading.text import load_text_dataset, text_dataset
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 DEMO = "demo"
 # Documents at the start of a data set that are kept for measuring.
 HELD_OUT_DOCUMENTS = 1000
-_PROMPTS = 32
+PROMPTS = 32
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,16 @@ class TextSource:
         model: "demo" for the bundled model and text; else as for `load_language_model`.
         dataset: As for `load_text_dataset`; not for "demo".
         context_size: Tokens of a prompt, the first of them BOS.
+        model_class: SAELens' `model_class_name`.
+        centred: Leave special tokens out, and take the mean token of the text off each of the others. BOS is tens of
+            times as long as other tokens in many models, and what all tokens share hides how they differ.
     """
 
     model: str = DEMO
     dataset: str = ""
     context_size: int = 128
+    model_class: str = HOOKED
+    centred: bool = False
 
     def load_model(self, device: str) -> HookedRootModule:
         """Return the model, with weights as they are (nothing folded or centred).
@@ -54,8 +58,8 @@ class TextSource:
         """
         if self.model == DEMO:
             return load_demo_model(device)
-        kwargs = {"center_writing_weights": False}
-        return _from_afar(lambda: load_language_model(self.model, device, kwargs=kwargs, what="model"))
+        kwargs = {"center_writing_weights": False} if self.model_class == HOOKED else {}
+        return _from_afar(lambda: load_language_model(self.model, device, self.model_class, kwargs, what="model"))
 
     def datasets(self) -> tuple[Any, Any]:
         """Return text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
@@ -73,6 +77,10 @@ class TextSource:
             data = _from_afar(lambda: load_dataset(name, split="train", streaming=True), what)
         return data.skip(HELD_OUT_DOCUMENTS), data.take(HELD_OUT_DOCUMENTS)
 
+    def left_out(self, model: HookedRootModule) -> list[int]:
+        """Return the ids of tokens that no SAE is trained or judged on."""
+        return excluded_ids(model, self.centred)
+
 
 def _from_afar(load: Callable[[], Any], what: str = "") -> Any:
     """Return what `load` returns; add to a failure what failed, if given, and what needs no network."""
@@ -89,6 +97,7 @@ def training_batches(
     dataset: Any,
     saes: Mapping[str, TrainingSAE[Any]],
     hooks: Mapping[str, str],
+    spaces: Mapping[str, Centred],
     training: Training,
     seed: int,
     device: str,
@@ -102,9 +111,10 @@ def training_batches(
     buffer = max(32, 4 * -(-training.batch_size // source.context_size))
     cfg = MultiSAETrainingRunnerConfig(
         saes={name: sae.cfg for name, sae in saes.items()}, hook_names=dict(hooks), model_name=source.model,
+        model_class_name=source.model_class, exclude_special_tokens=source.left_out(model) or False,
         dataset_path=source.dataset or TEXT_NAME, context_size=source.context_size,
         training_tokens=training.steps * training.batch_size, train_batch_size_tokens=training.batch_size,
-        store_batch_size_prompts=_PROMPTS, n_batches_in_buffer=buffer, device=device, seed=seed,
+        store_batch_size_prompts=PROMPTS, n_batches_in_buffer=buffer, device=device, seed=seed,
         logger=LoggingConfig(log_to_wandb=False), checkpoint_path=None, output_path=None,
     )  # fmt: skip
     runner = MultiSAETrainingRunner(cfg, override_dataset=dataset, override_model=model, override_saes=dict(saes))
@@ -113,63 +123,4 @@ def training_batches(
     while True:
         with draw():
             batch = next(loader)
-        yield {hook: standardised(activations) for hook, activations in batch.items()}
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Text that was not trained on.
-
-    Attributes:
-        prompts: Tokens, [prompts, context_size].
-        activations: Raw ones of all of them, [tokens, d_in] by hook, on the CPU.
-    """
-
-    prompts: Tensor
-    activations: Mapping[str, Tensor]
-
-
-@torch.no_grad()
-def held_out(
-    source: TextSource, model: HookedRootModule, dataset: Any, hooks: Sequence[str], tokens: int, device: str
-) -> HeldOut:
-    """Return at least `tokens` tokens of held-out text with their activations.
-
-    Raises:
-        ValueError: the text has fewer.
-    """
-    store = ActivationsStore.from_config_multi_hook(
-        model, dataset=dataset, hook_names=list(hooks), hook_d_ins=hook_widths(model, hooks), streaming=False,
-        context_size=source.context_size, store_batch_size_prompts=_PROMPTS, device=device,
-    )  # fmt: skip
-    prompts: list[Tensor] = []
-    kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
-    for _ in range(-(-tokens // (source.context_size * _PROMPTS))):
-        try:
-            batch = store.get_batch_tokens(raise_at_epoch_end=True)
-        except StopIteration:
-            raise ValueError(
-                f"the held-out text has fewer than test_tokens={tokens} tokens; lower it or give a larger dataset."
-            ) from None
-        cache: Any = model.run_with_cache(batch, names_filter=list(hooks), return_type=None)[1]
-        prompts.append(batch)
-        for hook in hooks:
-            kept[hook].append(cache[hook].flatten(0, 1).float().cpu())
-    return HeldOut(torch.cat(prompts), {hook: torch.cat(parts) for hook, parts in kept.items()})
-
-
-@torch.no_grad()
-def hook_widths(model: HookedRootModule, hooks: Sequence[str]) -> dict[str, int]:
-    """Return d_in at each hook.
-
-    Raises:
-        ValueError: the model has no such hook, or it is not [batch, position, d_in].
-    """
-    for hook in hooks:
-        check_hook_name(model, hook)
-    token = torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    cache: Any = model.run_with_cache(token, names_filter=list(hooks), return_type=None)[1]
-    for hook in hooks:
-        if cache[hook].ndim != 3:
-            raise ValueError(f"hook {hook!r} has shape {list(cache[hook].shape)}, expected [batch, position, d_in].")
-    return {hook: cache[hook].shape[-1] for hook in hooks}
+        yield {hook: spaces[hook].standardised(activations) for hook, activations in batch.items()}

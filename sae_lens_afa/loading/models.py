@@ -94,8 +94,13 @@ def _not_loaded(error: Exception, name: str, what: str) -> OSError | ValueError:
     return in_own_words(error, f"{what} {name!r} cannot be loaded: {said[:240]}{close}")
 
 
-def model_width(name: str, *, what: str = "model") -> int:
+def model_width(name: str, class_name: str = HOOKED, *, what: str = "model") -> int:
     """Return the d_model of a name or folder, from its configuration alone.
+
+    Args:
+        name: As for `load_language_model`.
+        class_name: SAELens' `model_class_name`.
+        what: Name of the parameter, for messages.
 
     Raises:
         FileNotFoundError, ValueError, OSError: as `load_language_model`.
@@ -103,8 +108,9 @@ def model_width(name: str, *, what: str = "model") -> int:
     if is_path(name) and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{what} {name} is not a Hugging Face model folder (no config.json).")
     try:
-        if Path(name).is_dir():
-            return int(AutoConfig.from_pretrained(name, local_files_only=True).hidden_size)
+        if Path(name).is_dir() or class_name == PROXY:
+            config = AutoConfig.from_pretrained(name, local_files_only=Path(name).is_dir())
+            return int(config.get_text_config().hidden_size)
         return int(get_pretrained_model_config(name).d_model)
     except (ValueError, KeyError, AttributeError, OSError) as error:
         raise _not_loaded(error, name, what) from error

@@ -16,11 +16,12 @@ from sae_lens_afa.cli import app
 from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.experiments import Arm, paper_sweep, run_sweep
 from sae_lens_afa.experiments.arms import Run
-from sae_lens_afa.experiments.measures import inference_sae, standardised
+from sae_lens_afa.experiments.held_out import held_out, hook_widths
+from sae_lens_afa.experiments.measures import Centred, inference_sae, standardised
 from sae_lens_afa.experiments.model_sweep import loaded
 from sae_lens_afa.experiments.paper import PaperSweep, published_runs
 from sae_lens_afa.experiments.side_by_side import Training, build
-from sae_lens_afa.experiments.text_source import TextSource, held_out, hook_widths, training_batches
+from sae_lens_afa.experiments.text_source import TextSource, training_batches
 
 HOOK = "blocks.1.hook_resid_pre"
 TRAINING = Training(steps=4, batch_size=64, lr=1e-3, dead_feature_window=2)
@@ -84,7 +85,8 @@ def test_a_stopped_sweep_goes_on_and_ends_the_same(finished, tmp_path):
 def test_the_defaults_are_the_papers_exact_settings():
     sweep = paper_sweep()
     settings = sweep.settings()
-    assert settings["source"] == {"model": "gpt2", "dataset": "Skylion007/openwebtext", "context_size": 128}
+    assert (sweep.source.model, sweep.source.dataset) == ("gpt2", "Skylion007/openwebtext")
+    assert (sweep.source.context_size, sweep.source.centred) == (128, False)
     assert list(settings["hooks"].values()) == [f"blocks.{layer}.hook_resid_pre" for layer in (6, 7, 8)]
     assert (sweep.d_in, sweep.d_sae) == (768, 12_288)
     training = sweep.training
@@ -118,7 +120,9 @@ def test_batches_are_standardised_activations_and_depend_on_the_seed_only(model,
     def first(seed):
         saes = {"a": build(Run("a", "topk", "k", 4), 192, 32, 0, "cpu")}
         source = TextSource(context_size=32)
-        return next(training_batches(source, model, dataset, saes, {"a": HOOK}, TRAINING, seed, "cpu"))[HOOK]
+        return next(
+            training_batches(source, model, dataset, saes, {"a": HOOK}, {HOOK: Centred()}, TRAINING, seed, "cpu")
+        )[HOOK]
 
     batch = first(0)
     assert batch.shape == (64, 192)
@@ -131,12 +135,12 @@ def test_batches_are_standardised_activations_and_depend_on_the_seed_only(model,
 
 def test_held_out_activations_are_the_models(model):
     text = Dataset.from_dict({"text": load_text().held_out[:4]})
-    held = held_out(TextSource(context_size=32), model, text, [HOOK], 1000, "cpu")
+    held = held_out(TextSource(context_size=32), model, (text, text), [HOOK], 1000, "cpu")
     assert held.prompts.shape == (32, 32)
     _, cache = model.run_with_cache(held.prompts[:2], names_filter=HOOK)
     torch.testing.assert_close(held.activations[HOOK][:64], cache[HOOK].flatten(0, 1), rtol=1e-4, atol=1e-4)
     with pytest.raises(ValueError, match="fewer than test_tokens=1000000"):
-        held_out(TextSource(context_size=32), model, text, [HOOK], 1_000_000, "cpu")
+        held_out(TextSource(context_size=32), model, (text, text), [HOOK], 1_000_000, "cpu")
 
 
 def test_hooks_are_checked(model):

@@ -9,9 +9,13 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from sae_lens_afa.cli import app
+from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.experiments import Arm, activations_sweep, run_sweep
 from sae_lens_afa.experiments.activation_file import read_matrix, shuffled_batches
-from sae_lens_afa.experiments.measures import standardised
+from sae_lens_afa.experiments.held_out import held_out
+from sae_lens_afa.experiments.measures import Centred, standardised
+from sae_lens_afa.experiments.model_sweep import loaded
+from sae_lens_afa.experiments.text_source import TextSource
 
 
 @pytest.fixture
@@ -136,3 +140,69 @@ def test_the_command(files, tmp_path):
     assert result.exit_code == 0, result.output
     assert "2 runs" in result.output
     assert "| activations | gated |" in result.output
+
+
+@pytest.fixture
+def text(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_lens_afa.experiments.text_source.HELD_OUT_DOCUMENTS", 4)
+    file = tmp_path / "text.txt"
+    file.write_text("\n\n".join(chapter.replace("\n", " ") for chapter in load_text().train[:12]))
+    yield file
+    loaded.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("model_class", "hook"),
+    [("HookedTransformer", "blocks.2.hook_resid_post"), ("AutoModelForCausalLM", "transformer.h.2")],
+)
+def test_any_model_gives_cross_entropy_too(model_class, hook, text, tmp_path):
+    args = ["sweep", "activations", "--model", str(model_folder()), "--model-class-name", model_class]
+    args += ["--dataset", str(text), "--hook", hook, "--preset", "tiny", "--output", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    table = pd.read_csv(tmp_path / "out" / "runs.csv")
+    assert set(table["stream"]) == {hook}
+    assert (table["ce_loss_with_ablation"] > table["ce_loss_with_sae"]).all()
+    assert (table["ce_loss_with_sae"] > table["ce_loss_without_sae"]).all()
+    said = (tmp_path / "out" / "report.md").read_text()
+    for part in ("d_in 192, d_sae 768", "Special tokens are left out", "l0_ce_loss_with_sae.png"):
+        assert part in said
+
+
+def test_both_ways_to_a_model_give_the_same_activations(text):
+    def of(model_class, hook):
+        source = TextSource(str(model_folder()), str(text), 32, model_class, centred=True)
+        model = source.load_model("cpu")
+        found = held_out(source, model, source.datasets(), [hook], 512, "cpu")
+        assert source.left_out(model)
+        kept = ~torch.isin(found.prompts, torch.tensor(source.left_out(model)))
+        assert len(found.activations[hook]) == kept.sum() < kept.numel()
+        return found.standardised(hook)
+
+    ours = of("HookedTransformer", "blocks.2.hook_resid_post")
+    # transformers computes in the folder's half precision, up to 2^-9 a rounding, of which a layer has several; another
+    # mean, or tokens in another order, would differ by about 1.
+    theirs = of("AutoModelForCausalLM", "transformer.h.2")
+    assert (theirs - ours).norm() < 0.02 * ours.norm()
+
+
+def test_the_mean_token_is_taken_off_and_put_back():
+    mean, acts = torch.randn(12), torch.randn(5, 12, dtype=torch.float64)
+    space = Centred(mean=mean)
+    torch.testing.assert_close(space.scale(acts), acts - mean)
+    torch.testing.assert_close(space.unscale(space.scale(acts)), acts)
+    torch.testing.assert_close(space.standardised(acts), standardised(acts - mean))
+    assert Centred().scale(acts) is acts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "gpt2"}, "dataset and hook missing: a sweep"),
+        ({"hook": "blocks.1.hook_resid_pre"}, "model and dataset missing"),
+        ({"activations": "a.safetensors", "test": "b.safetensors", "hook": "x"}, "hook is for the activations of a mo"),
+    ],
+)
+def test_half_of_a_model_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        activations_sweep(preset="tiny", **options)
