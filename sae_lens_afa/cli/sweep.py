@@ -131,7 +131,7 @@ def activations(
 
     chosen = activations_sweep(
         activations, test, preset=preset, d_sae=d_sae, arms=_arms(arms), seeds=seeds or (), steps=steps, lr=lr,
-        batch_size=batch_size, raw=raw, model=model, model_class=model_class_name, dataset=dataset, hook=hook,
+        batch_size=batch_size, raw=raw, model=model, model_class_name=model_class_name, dataset=dataset, hook=hook,
         d_in=d_in, device=device,
     )  # fmt: skip
     _run(chosen, output)

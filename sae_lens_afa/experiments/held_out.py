@@ -11,6 +11,7 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 
 from sae_lens_afa.evals.hook_reader import hook_activations
+from sae_lens_afa.evals.prompts import next_prompts
 from sae_lens_afa.experiments.measures import Centred
 from sae_lens_afa.experiments.text_source import PROMPTS, TextSource
 from sae_lens_afa.loading.models import check_hook_name
@@ -41,16 +42,6 @@ class HeldOut:
         return self.spaces[hook].standardised(self.activations[hook])
 
 
-def spaces_of(
-    source: TextSource, model: HookedRootModule, dataset: Any, hooks: Sequence[str], device: str
-) -> dict[str, Centred]:
-    """Return what is taken off the activations of each hook: their mean over the start of a text, if anything."""
-    if not source.centred:
-        return {hook: Centred() for hook in hooks}
-    _, found = _read(source, model, dataset, hooks, _MEAN_TOKENS, device)
-    return {hook: Centred(mean=activations.mean(0)) for hook, activations in found.items()}
-
-
 def held_out(
     source: TextSource,
     model: HookedRootModule,
@@ -62,15 +53,30 @@ def held_out(
     """Return at least `tokens` tokens of the second of two texts with their activations; the first one is trained on.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: it has fewer, or the other one has none.
     """
     train, test = datasets
     prompts, activations = _read(source, model, test, hooks, tokens, device)
-    if len(prompts) * source.context_size < tokens:
+    if prompts.numel() < tokens:
         raise ValueError(
             f"the held-out text has fewer than test_tokens={tokens} tokens; lower it or give a larger dataset."
         )
-    return HeldOut(prompts, activations, spaces_of(source, model, train, hooks, device))
+    return HeldOut(prompts, activations, _spaces(source, model, train, hooks, device))
+
+
+def _spaces(
+    source: TextSource, model: HookedRootModule, dataset: Any, hooks: Sequence[str], device: str
+) -> dict[str, Centred]:
+    """Return what is taken off the activations of each hook: their mean over the start of a text, if anything."""
+    if not source.centred:
+        return {hook: Centred() for hook in hooks}
+    prompts, found = _read(source, model, dataset, hooks, _MEAN_TOKENS, device)
+    if len(prompts) == 0:
+        raise ValueError(
+            f"dataset has no prompt of {source.context_size} tokens to train on beyond the documents that are held out;"
+            " give a larger dataset."
+        )
+    return {hook: Centred(mean=activations.mean(0)) for hook, activations in found.items()}
 
 
 @torch.no_grad()
@@ -83,21 +89,18 @@ def _read(
         context_size=source.context_size, store_batch_size_prompts=PROMPTS, device=device,
     )  # fmt: skip
     left_out = torch.tensor(source.left_out(model), dtype=torch.long)
-    prompts: list[Tensor] = []
+    prompts = [torch.empty(0, source.context_size, dtype=torch.long, device=device)]
     kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
     for _ in range(-(-tokens // (source.context_size * PROMPTS))):
-        try:
-            batch = store.get_batch_tokens(raise_at_epoch_end=True)
-        except StopIteration:
+        batch = next_prompts(store, PROMPTS)
+        if batch is None:
             break
         cache = hook_activations(model, store, batch, hooks)
         wanted = ~torch.isin(batch.cpu(), left_out)
         prompts.append(batch)
         for hook in hooks:
             kept[hook].append(cache[hook].float().cpu()[wanted])
-    if not prompts:
-        return torch.empty(0, source.context_size, dtype=torch.long), {}
-    return torch.cat(prompts), {hook: torch.cat(parts) for hook, parts in kept.items()}
+    return torch.cat(prompts), {hook: torch.cat(parts) for hook, parts in kept.items() if parts}
 
 
 @torch.no_grad()

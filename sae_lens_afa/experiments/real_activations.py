@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -117,7 +117,7 @@ def activations_sweep(
     batch_size: int | None = None,
     raw: bool = False,
     model: str | None = None,
-    model_class: str = HOOKED,
+    model_class_name: str = HOOKED,
     dataset: str | None = None,
     hook: str | None = None,
     d_in: int | None = None,
@@ -138,7 +138,7 @@ def activations_sweep(
         raw: Of a file: not standardised, see `ActivationsSweep`.
         model: A model in the place of the bundled one, as for `load_language_model`; special tokens are left out, and
             the mean token is taken off all others before they are standardised.
-        model_class: SAELens' `model_class_name`: "AutoModelForCausalLM" reads a folder of any architecture.
+        model_class_name: SAELens' `model_class_name`: "AutoModelForCausalLM" reads a folder of any architecture.
         dataset: The model's text, as for `load_text_dataset`; its first 1,000 documents are judged on.
         hook: The model's hook point.
         d_in: Width of the hook; the model's own width if None.
@@ -157,12 +157,18 @@ def activations_sweep(
         'SAEs on activations of the bundled model'
     """
     changes: dict[str, Any] = {"d_sae": d_sae, "arms": tuple(arms), "seeds": tuple(seeds), "device": device}
-    of_model = {"model": model, "dataset": dataset, "hook": hook, "d_in": d_in}
-    given = [name for name, value in of_model.items() if value is not None]
+    needed = {"model": model, "dataset": dataset, "hook": hook}
+    given = [name for name, value in {**needed, "d_in": d_in}.items() if value is not None]
     if activations is None and test is None:
         if raw:
             raise ValueError("raw is for the activations of a file: give activations and test with it.")
-        presets = PRESETS if not given else _of_model(model, model_class, dataset, hook, d_in)
+        if given and (missing := [name for name in needed if name not in given]):
+            raise ValueError(
+                f"{' and '.join(missing)} missing: a sweep of another model needs model, dataset and hook."
+            )
+        presets = PRESETS
+        if model is not None and dataset is not None and hook is not None:
+            presets = _of_model(TextSource(model, dataset, model_class_name=model_class_name, centred=True), hook, d_in)
         return changed(presets, preset, steps, lr, batch_size, **changes)
     if activations is None or test is None:
         raise ValueError("give activations and test, or neither of them for a model.")
@@ -178,21 +184,16 @@ def activations_sweep(
     return changed(files, preset, steps, lr, batch_size, raw=raw, **changes)
 
 
-def _of_model(
-    model: str | None, model_class: str, dataset: str | None, hook: str | None, d_in: int | None
-) -> dict[str, ModelActivationsSweep]:
+def _of_model(source: TextSource, hook: str, d_in: int | None) -> dict[str, ModelActivationsSweep]:
     """Return the presets on another model and text.
 
     Raises:
-        ValueError, OSError: not all three are given, or the width of the model is not known.
+        ValueError, OSError: the width of the model is not known.
     """
-    if model is None or dataset is None or hook is None:
-        missing = [name for name, value in (("model", model), ("dataset", dataset), ("hook", hook)) if value is None]
-        raise ValueError(f"{' and '.join(missing)} missing: a sweep of another model needs model, dataset and hook.")
-    width = model_width(model, model_class) if d_in is None else d_in
+    width = model_width(source.model, source.model_class_name) if d_in is None else d_in
     return {
         name: ModelActivationsSweep(
-            source=TextSource(model, dataset, sweep.source.context_size, model_class, centred=True),
+            source=replace(source, context_size=sweep.source.context_size),
             hooks={hook: hook}, d_in=width, d_sae=4 * width, arms=sweep.arms, training=sweep.training,
             seeds=sweep.seeds, test_tokens=sweep.test_tokens, ce_tokens=sweep.ce_tokens,
         )

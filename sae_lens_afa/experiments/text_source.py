@@ -39,7 +39,7 @@ class TextSource:
         model: "demo" for the bundled model and text; else as for `load_language_model`.
         dataset: As for `load_text_dataset`; not for "demo".
         context_size: Tokens of a prompt, the first of them BOS.
-        model_class: SAELens' `model_class_name`.
+        model_class_name: SAELens' `model_class_name`.
         centred: Leave special tokens out, and take the mean token of the text off each of the others. BOS is tens of
             times as long as other tokens in many models, and what all tokens share hides how they differ.
     """
@@ -47,7 +47,7 @@ class TextSource:
     model: str = DEMO
     dataset: str = ""
     context_size: int = 128
-    model_class: str = HOOKED
+    model_class_name: str = HOOKED
     centred: bool = False
 
     def load_model(self, device: str) -> HookedRootModule:
@@ -58,8 +58,8 @@ class TextSource:
         """
         if self.model == DEMO:
             return load_demo_model(device)
-        kwargs = {"center_writing_weights": False} if self.model_class == HOOKED else {}
-        return _from_afar(lambda: load_language_model(self.model, device, self.model_class, kwargs, what="model"))
+        kwargs = {"center_writing_weights": False} if self.model_class_name == HOOKED else {}
+        return _from_afar(lambda: load_language_model(self.model, device, self.model_class_name, kwargs, what="model"))
 
     def datasets(self) -> tuple[Any, Any]:
         """Return text to train on, and text that is held out: chapters of the demo, or a data set's first documents.
@@ -111,7 +111,7 @@ def training_batches(
     buffer = max(32, 4 * -(-training.batch_size // source.context_size))
     cfg = MultiSAETrainingRunnerConfig(
         saes={name: sae.cfg for name, sae in saes.items()}, hook_names=dict(hooks), model_name=source.model,
-        model_class_name=source.model_class, exclude_special_tokens=source.left_out(model) or False,
+        model_class_name=source.model_class_name, exclude_special_tokens=source.left_out(model) or False,
         dataset_path=source.dataset or TEXT_NAME, context_size=source.context_size,
         training_tokens=training.steps * training.batch_size, train_batch_size_tokens=training.batch_size,
         store_batch_size_prompts=PROMPTS, n_batches_in_buffer=buffer, device=device, seed=seed,

@@ -16,6 +16,7 @@ from sae_lens_afa.experiments.held_out import held_out
 from sae_lens_afa.experiments.measures import Centred, standardised
 from sae_lens_afa.experiments.model_sweep import loaded
 from sae_lens_afa.experiments.text_source import TextSource
+from sae_lens_afa.loading.text import text_dataset
 
 
 @pytest.fixture
@@ -206,3 +207,11 @@ def test_the_mean_token_is_taken_off_and_put_back():
 def test_half_of_a_model_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         activations_sweep(preset="tiny", **options)
+
+
+def test_a_text_that_is_all_held_out_is_refused(text):
+    source = TextSource(str(model_folder()), str(text), 32, centred=True)
+    model, (_, test) = source.load_model("cpu"), source.datasets()
+    nothing = text_dataset(["too short"])
+    with pytest.raises(ValueError, match=r"no prompt of 32 tokens to train on beyond the documents that are held out"):
+        held_out(source, model, (nothing, test), ["blocks.2.hook_resid_post"], 512, "cpu")
