@@ -2,14 +2,15 @@
 
 Most of a training step is a mean over tokens, which gradients averaged over the ranks get right by themselves. What is
 not (a cut through the whole batch, a count, the largest value, a latent put where the batch lacks something) goes
-through these functions. Outside `shared_batch` they return what they are given.
+through these functions. So do an evaluation's prompts, which the first rank reads, and what each rank has found on its
+share of them. Outside `shared_batch` they return what they are given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,15 @@ from torch import Tensor
 _group: Any = None
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Value = TypeVar("_Value")
+
+
+class _Merges(Protocol):
+    def merge(self, other: Any) -> object:
+        """Take in what another has counted."""
+
+
+_Merging = TypeVar("_Merging", bound=_Merges)
 
 
 def _eager(function: _Function) -> _Function:
@@ -40,6 +50,11 @@ def shared_batch(group: Any) -> Generator[None]:
 def n_ranks() -> int:
     """Return among how many ranks the batch is shared out."""
     return 1 if _group is None else dist.get_world_size(_group)
+
+
+def rank() -> int:
+    """Return the number of this rank, from 0."""
+    return 0 if _group is None else dist.get_rank(_group)
 
 
 def n_tokens(acts: Tensor) -> int:
@@ -82,8 +97,37 @@ def own_share(available: Callable[[], Tensor], wanted: Tensor) -> Tensor:
     if _group is None:
         return wanted
     here = available()
-    behind = gathered(here[None])[dist.get_rank(_group) + 1 :].sum(0)
+    behind = gathered(here[None])[rank() + 1 :].sum(0)
     return torch.minimum(here, (wanted - behind).clamp(min=0))
+
+
+# ---- what is no tensor; it must pickle, and be on the CPU
+
+
+def of_all(mine: _Value) -> list[_Value]:
+    """Return what each rank gives, in their order."""
+    if _group is None:
+        return [mine]
+    out: list[Any] = [None] * n_ranks()
+    dist.all_gather_object(out, mine, group=_group)
+    return out
+
+
+def merged(mine: _Merging) -> _Merging:
+    """Return what all ranks have counted, as one; `mine` itself where there is one rank."""
+    first, *others = of_all(mine)
+    for other in others:
+        first.merge(other)
+    return first
+
+
+def from_first(make: Callable[[], _Value]) -> _Value:
+    """Return what the first rank makes; the others wait for it."""
+    if _group is None:
+        return make()
+    box = [make() if rank() == 0 else cast(_Value, None)]
+    dist.broadcast_object_list(box, src=dist.get_global_rank(_group, 0), group=_group)
+    return box[0]
 
 
 @_eager

@@ -12,6 +12,12 @@ def started_this() -> bool:
     return os.environ.keys() >= _VARIABLES
 
 
+def show_progress_once() -> None:
+    """Show progress bars of the first process alone; to be called before anything imports tqdm."""
+    if rank() != 0:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 def rank() -> int:
     """Return the number of this process among those that torchrun has started; 0 for one alone."""
     return int(os.environ["RANK"]) if started_this() else 0

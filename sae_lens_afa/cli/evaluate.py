@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lens_afa import torchrun
 from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
 from sae_lens_afa.cli.options import (
     BatchSizePrompts,
@@ -52,13 +53,18 @@ def evaluate(
     per_token: Annotated[bool, typer.Option("--per-token", help="Write tokens.parquet too.")] = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Judge any SAE by AFA: are its features over- or under-activated for their inputs?"""
+    """Judge any SAE by AFA: are its features over- or under-activated for their inputs?
+
+    Under torchrun (torchrun --nproc-per-node N -m sae_lens_afa.cli eval ...) all processes share the text.
+    """
+    torchrun.show_progress_once()
     if demo:
         check_demo(model=model, dataset=dataset)
         if release is None:
             sae = sae or demo_saes()
     if not sae and release is None:
         raise ValueError("nothing to judge: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
+    from sae_lens_afa.distributed import shared_evaluation
     from sae_lens_afa.hub import load_saes
     from sae_lens_afa.reports import check_evaluation, evaluate_saes
 
@@ -67,14 +73,16 @@ def evaluate(
         cross_entropy_tokens=cross_entropy_tokens, outlier_norm_multiple=outlier_norm_multiple, device=device,
         overwrite=overwrite,
     )  # fmt: skip
-    saes = load_saes(sae or (), release, sae_id or (), device)
-    read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
-    report = evaluate_saes(
-        saes, output, **read, hook=hook, context_size=context_size, tokens=tokens,
-        batch_size_prompts=batch_size_prompts, cross_entropy_tokens=cross_entropy_tokens, positions=positions or (),
-        exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
-        rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
-    )  # fmt: skip
-    print(f"\n{report}\n\nwritten:")
-    for file in report.files:
-        print(f"  {file}")
+    with shared_evaluation(device) as device:
+        saes = load_saes(sae or (), release, sae_id or (), device)
+        read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
+        report = evaluate_saes(
+            saes, output, **read, hook=hook, context_size=context_size, tokens=tokens,
+            batch_size_prompts=batch_size_prompts, cross_entropy_tokens=cross_entropy_tokens, positions=positions or (),
+            exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
+            rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
+        )  # fmt: skip
+    if torchrun.rank() == 0:
+        print(f"\n{report}\n\nwritten:")
+        for file in report.files:
+            print(f"  {file}")

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sae_lens_afa import torchrun
 from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
 from sae_lens_afa.cli.options import (
     BatchSizePrompts,
@@ -39,7 +40,11 @@ def features(
     output: Annotated[Path, typer.Option(help="Folder for features.html and latents.csv.")] = Path("runs/features"),
     overwrite: Overwrite = False,
 ) -> None:
-    """Write a page of an SAE's features: where each is active, what it promotes, what comes with it."""
+    """Write a page of an SAE's features: where each is active, what it promotes, what comes with it.
+
+    Under torchrun (torchrun --nproc-per-node N -m sae_lens_afa.cli features ...) all processes share the text.
+    """
+    torchrun.show_progress_once()
     if demo:
         check_demo(model=model, dataset=dataset)
         if release is None:
@@ -48,18 +53,23 @@ def features(
         raise ValueError("nothing to look at: give --sae PATH, or --release NAME with --sae-id ID, or --demo.")
     if len(sae or ()) + len(sae_id or ()) > 1:
         raise ValueError("a page shows one SAE: give one, and another --output for each of the others.")
+    from sae_lens_afa.distributed import shared_evaluation
     from sae_lens_afa.feature_page import features_by_name
     from sae_lens_afa.files import check_output_folder
     from sae_lens_afa.hub import load_saes
+    from sae_lens_afa.loading.models import check_device
 
     check_output_folder(output, overwrite=overwrite)
-    ((name, loaded),) = load_saes(sae or (), release, sae_id or (), device).items()
-    read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
-    report = features_by_name(
-        loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,
-        batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
-        overwrite=overwrite,
-    )  # fmt: skip
-    print(f"\n{report}\n\nwritten:")
-    for file in report.files:
-        print(f"  {file}")
+    check_device(device)
+    with shared_evaluation(device) as device:
+        ((name, loaded),) = load_saes(sae or (), release, sae_id or (), device).items()
+        read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
+        report = features_by_name(
+            loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,
+            batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
+            overwrite=overwrite,
+        )  # fmt: skip
+    if torchrun.rank() == 0:
+        print(f"\n{report}\n\nwritten:")
+        for file in report.files:
+            print(f"  {file}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import Any
@@ -24,8 +23,7 @@ def train(ctx: typer.Context) -> None:
 
     Under torchrun, the run is that of all its processes.
     """
-    if torchrun.rank() != 0:
-        os.environ.setdefault("TQDM_DISABLE", "1")  # before tqdm is imported: one bar is enough
+    torchrun.show_progress_once()
     from sae_lens_afa.cli.runner_flags import train_with_flags
     from sae_lens_afa.distributed import DistributedSAETrainingRunner
     from sae_lens_afa.runner import InterruptibleTrainingRunner

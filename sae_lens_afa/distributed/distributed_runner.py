@@ -63,7 +63,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
                 setattr(cfg, field, str(self.ranks.device))
         if not self.ranks.is_first:
             cfg.logger.log_to_wandb = False
-        with self.ranks.losses_said():
+        with self.ranks.losses_said(lambda: "nothing was begun"):
             # Of its own, each process makes up another folder.
             cfg.checkpoint_path, cfg.resume_from_checkpoint = self.ranks.agreed(folders_of_run(cfg))
 
@@ -93,7 +93,7 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
     @override
     def run(self) -> TrainingSAE[Any]:
         """Train on all ranks, save on one, and return the SAE on each."""
-        with self.ranks.losses_said(lambda: self._watch.checkpoint if self._watch else None):
+        with self.ranks.losses_said(self._left):
             self.ranks.wait()  # before anything is written into folders that another still looks at
             if self.writes:
                 note_run(self.cfg)
@@ -105,6 +105,16 @@ class DistributedSAETrainingRunner(InterruptibleTrainingRunner):
             self._forget()
             self.ranks.wait()  # a rank that ended while rank 0 still saves would look as if it had died
         return sae
+
+    def _left(self) -> str:
+        """Return from where a run whose ranks were lost can go on."""
+        checkpoint = self._watch.checkpoint if self._watch else None
+        if checkpoint is None:
+            return "there is no checkpoint yet"
+        return (
+            f"the last checkpoint is {checkpoint}: go on with --resume-from-checkpoint, or let torchrun do so with"
+            " --max-restarts"
+        )
 
     def _forget(self) -> None:
         """Leave nothing behind by which a restart or a step of the SAE's owner would ask for the other ranks."""

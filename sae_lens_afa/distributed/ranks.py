@@ -25,17 +25,20 @@ _SAID = 80
 class RankLostError(RuntimeError):
     """End of a run because another of its processes has died or no longer answers.
 
+    Args:
+        said: What torch says.
+        left: What there is of the run, and how to go on.
+
     Example:
         >>> from sae_lens_afa.distributed.ranks import RankLostError
-        >>> print(RankLostError("connection closed", "checkpoints/1a2b/4096"))  # doctest: +ELLIPSIS
-        another rank has died or no longer answers (connection closed), so this one stops; the last checkpoint is ...
+        >>> print(RankLostError("connection closed", "nothing was written: do it again"))  # doctest: +ELLIPSIS
+        another rank has died or no longer answers (connection closed), so this one stops. ... nothing was written: ...
     """
 
-    def __init__(self, said: str, checkpoint: object) -> None:
-        kept = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint yet"
+    def __init__(self, said: str, left: str) -> None:
         super().__init__(
-            f"another rank has died or no longer answers ({said[:_SAID]}), so this one stops; {kept}. Look for the"
-            " other rank's own error; go on with --resume-from-checkpoint, or let torchrun do so with --max-restarts."
+            f"another rank has died or no longer answers ({said[:_SAID]}), so this one stops. Look for the other"
+            f" rank's own error; {left}."
         )
 
 
@@ -71,8 +74,8 @@ class Ranks:
         return self.rank == 0
 
     @contextmanager
-    def losses_said(self, checkpoint: Callable[[], object] = lambda: None) -> Generator[None]:
-        """Say that a rank was lost, where an operation among ranks fails; `checkpoint` tells from where to go on.
+    def losses_said(self, left: Callable[[], str]) -> Generator[None]:
+        """Say that a rank was lost, where an operation among ranks fails, and what is left of the run.
 
         Raises:
             RankLostError: in place of what torch says.
@@ -82,7 +85,7 @@ class Ranks:
         except RuntimeError as error:
             said = (str(error).splitlines() or [""])[0].rpartition("] ")[2]
             if isinstance(error, dist.DistError) or any(word in str(error) for word in _SIGNS):
-                raise RankLostError(said, checkpoint()) from error
+                raise RankLostError(said, left()) from error
             raise
 
     # ---- words

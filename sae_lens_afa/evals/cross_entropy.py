@@ -12,6 +12,8 @@ from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
+
 if TYPE_CHECKING:
     from transformer_lens.HookedRootModule import HookedRootModule
 
@@ -57,6 +59,12 @@ class CrossEntropy:
         self.n_tokens += losses[_NAMES[0]].numel()
         for name in _NAMES:
             self._sums[name] += float(losses[name].double().sum())
+
+    def join_ranks(self) -> None:
+        """Count what all ranks that share the evaluation predicted; they call this together."""
+        sums = over_ranks.of_all((self.n_tokens, self._sums))
+        self.n_tokens = sum(n for n, _ in sums)
+        self._sums = {name: sum(each[name] for _, each in sums) for name in _NAMES}
 
     def metrics(self) -> dict[str, float | None]:
         """Return the three means, and `ce_loss_score`: the part of ablation's loss that the SAE recovers (1 is all)."""

@@ -6,14 +6,16 @@ from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS, AFAMetrics
-from sae_lens_afa.evals.moments import median
+from sae_lens_afa.evals.moments import Array, median
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.evals.sae_space import SAESpace
 from sae_lens_afa.evals.token_norms import Raw, check_shapes, token_blocks
@@ -64,7 +66,7 @@ class SAEJudge:
         self._outlier_norm: float | None = None
 
     def add(self, activations: Tensor, token_index: Tensor | None = None) -> int:
-        """Judge a batch of raw activations; return its number of tokens.
+        """Judge a batch of raw activations, or let it wait for `settle`; return its number of tokens.
 
         Args:
             activations: [..., d_in], or [..., heads, d_head].
@@ -72,28 +74,57 @@ class SAEJudge:
         """
         rows = self.space.rows(activations)
         if token_index is None:
-            token_index = torch.arange(len(rows)) + self._seen
-        if self._multiple is None or self._outlier_norm is not None:
+            token_index = torch.arange(len(rows)) + self.n_given
+        if self._has_no_limit:
+            self._waiting.append((rows, token_index))
+        else:
             self._judge(rows, token_index)
-            return len(rows)
-        self._waiting.append((rows, token_index))
-        if sum(len(waiting) for waiting, _ in self._waiting) >= CALIBRATION_TOKENS:
-            self._judge_waiting()
         return len(rows)
 
     @property
-    def _seen(self) -> int:
+    def n_given(self) -> int:
+        """Tokens given so far."""
         waiting = sum(len(rows) for rows, _ in self._waiting)
         return self._metrics.n_tokens + self._metrics.n_nonfinite + waiting
 
+    def settle(self, n_given: int) -> None:
+        """Judge what waits, once all ranks together were given enough tokens for the median norm: `n_given`.
+
+        Ranks that share an evaluation call this together, after batches of the same round.
+        """
+        if self._has_no_limit and n_given >= CALIBRATION_TOKENS:
+            self._judge_waiting()
+
+    def join_ranks(self) -> None:
+        """Count the tokens of all ranks that share the evaluation; they call this together."""
+        if self._has_no_limit:
+            self._judge_waiting()
+        self._metrics = over_ranks.merged(self._metrics)
+        if self._multiple is not None:
+            self._kept = over_ranks.merged(self._kept)
+
+    @property
+    def _has_no_limit(self) -> bool:
+        """True where outliers are to be left out and it is not known yet which they are."""
+        return self._multiple is not None and self._outlier_norm is None
+
     def _judge_waiting(self) -> None:
         assert self._multiple is not None
-        norms = torch.cat([_norms(rows) for rows, _ in self._waiting])
-        middle = median(norms[norms.isfinite()].double().numpy())
+        middle = median(self._first_norms())
         self._outlier_norm = float("inf") if middle is None else self._multiple * middle
         waiting, self._waiting = self._waiting, []
         for rows, token_index in waiting:
             self._judge(rows, token_index)
+
+    def _first_norms(self) -> Array:
+        """Return the finite norms of the stream's first batches, of all ranks, that have enough tokens together."""
+        mine = [(int(index[0]), _norms(rows).double().numpy()) for rows, index in self._waiting]
+        norms = [np.empty(0)]
+        for _, batch in sorted(chain.from_iterable(over_ranks.of_all(mine)), key=lambda each: each[0]):
+            if sum(map(len, norms)) < CALIBRATION_TOKENS:
+                norms.append(batch)
+        found = np.concatenate(norms)
+        return found[np.isfinite(found)]
 
     def _judge(self, rows: Tensor, token_index: Tensor) -> None:
         space, coded = self.space, self.space.code(rows)
@@ -192,6 +223,7 @@ def evaluate_activations(
     with tqdm(unit=" tokens", disable=not progress) as bar:
         for batch in rows:
             bar.update(judge.add(batch))
+            judge.settle(judge.n_given)
     return judge.result()
 
 

@@ -56,9 +56,9 @@ class JudgedTokens:
         self.n_read = self.n_judged = 0
 
     @property
-    def is_complete(self) -> bool:
-        """True once as many tokens were read as were asked for."""
-        return self.n_read >= self._tokens
+    def n_missing_prompts(self) -> int:
+        """Prompts still to be read until there are as many tokens as were asked for."""
+        return -(-max(0, self._tokens - self.n_read) // int(self._at_positions.sum()))
 
     def take(self, batch: Int[Tensor, "prompts context"]) -> Bool[Tensor, "prompts context"]:
         """Read the next prompts; return the mask of the tokens to judge, on the CPU."""

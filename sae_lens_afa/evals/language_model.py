@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
 
 import torch
-from jaxtyping import Int
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.defaults import EVAL_TOKENS
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
@@ -20,7 +19,7 @@ from sae_lens_afa.evals.hook_reader import HookReader, hook_activations
 from sae_lens_afa.evals.judge import SAEJudge
 from sae_lens_afa.evals.judged_tokens import JudgedTokens
 from sae_lens_afa.evals.metrics import MAX_EXACT_TOKENS
-from sae_lens_afa.evals.prompts import PromptReader
+from sae_lens_afa.evals.prompts import PromptBatch, PromptReader
 from sae_lens_afa.evals.result import AFAResult
 from sae_lens_afa.loading.models import check_context
 
@@ -84,6 +83,8 @@ def run_afa_evals(
     Each SAE is judged on tokens like those that it was trained on, as its `cfg.metadata` says: at its hook (and
     `hook_head_index`), without the tokens of `exclude_special_tokens`, at the positions of `seqpos_slice`. SAEs that
     are attached to the model are taken off for the time of the evaluation.
+
+    Within `distributed.shared_evaluation` the prompts are shared out among the ranks, all of which get the result.
 
     Args:
         sae: An SAE, or several by name. One that names no hook is fed from the store's.
@@ -152,11 +153,13 @@ def run_afa_evals(
             candidate.hook.check()
         check_context(model, activation_store.context_size)
         judged = [candidate.tokens for candidate in candidates.values()]
-        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not progress) as bar:
-            for n_before, batch in reader.batches(batch_size_prompts, judged, bar):
-                for candidate in candidates.values() if n_before < cross_entropy_tokens else ():
-                    candidate.loss.add(batch)
-                _judge(batch, n_before, list(candidates.values()), model, activation_store)
+        shows = progress and over_ranks.rank() == 0
+        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not shows) as bar:
+            for batch in reader.batches(batch_size_prompts, judged, bar):
+                measures_loss = len(batch.ids) > 0 and batch.n_before < cross_entropy_tokens
+                for candidate in candidates.values() if measures_loss else ():
+                    candidate.loss.add(batch.ids)
+                _judge(batch, list(candidates.values()), model, activation_store)
     results: dict[str, AFAResult] = {}
     for name, candidate in candidates.items():
         try:
@@ -186,20 +189,19 @@ class _Candidate:
 
     def result(self) -> AFAResult:
         self.tokens.check_judged()
+        self.judge.join_ranks()
+        self.loss.join_ranks()
         return self.judge.result().with_values(self.loss.metrics())
 
 
 def _judge(
-    batch: Int[Tensor, "prompts context"],
-    n_before: int,
-    candidates: Sequence[_Candidate],
-    model: HookedRootModule,
-    store: ActivationsStore,
+    batch: PromptBatch, candidates: Sequence[_Candidate], model: HookedRootModule, store: ActivationsStore
 ) -> None:
     """Judge each SAE on its tokens of some prompts, all in one forward pass of the model."""
-    masks = [(candidate, candidate.tokens.take(batch)) for candidate in candidates]
-    masks = [(candidate, mask) for candidate, mask in masks if mask.any()]
-    cache = hook_activations(model, store, batch, sorted({candidate.hook.name for candidate, _ in masks}))
+    masks = [(candidate, mask) for candidate, mask in zip(candidates, batch.masks, strict=True) if mask.any()]
+    cache = hook_activations(model, store, batch.ids, sorted({candidate.hook.name for candidate, _ in masks}))
     for candidate, mask in masks:
-        index = mask.flatten().nonzero().flatten() + n_before
+        index = mask.flatten().nonzero().flatten() + batch.n_before
         candidate.judge.add(candidate.hook.rows(cache, mask), index)
+    for candidate in candidates:
+        candidate.judge.settle(candidate.tokens.n_judged)

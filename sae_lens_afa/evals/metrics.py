@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.metric import PAPER, Stream
 from sae_lens_afa.evals.metric_list import METRICS
 from sae_lens_afa.evals.moments import Array
@@ -163,6 +165,24 @@ class AFAMetrics:
         self._kept.merge(other._kept)
         self._sums.merge(other._sums)
         return self
+
+    def all_gather(self, group: Any = None) -> AFAMetrics:
+        """Return the metrics of the tokens of all ranks, each of which must call this; `self` is left as it is.
+
+        Args:
+            group: Process group of torch.distributed; None: the default one.
+
+        Raises:
+            ValueError: as `merge`.
+            RuntimeError: torch.distributed is not initialised.
+        """
+        if not dist.is_initialized():
+            raise RuntimeError(
+                "all_gather needs the process group of torch.distributed: start the script with torchrun, and call"
+                " torch.distributed.init_process_group()."
+            )
+        with over_ranks.shared_batch(dist.group.WORLD if group is None else group):
+            return over_ranks.merged(self)
 
     def compute(self) -> AFAResult:
         """Return the metrics of all tokens so far.

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from numpy.typing import NDArray
 from sae_lens import ActivationsStore
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa._support import warn
 from sae_lens_afa.evals.judged_tokens import JudgedTokens
 from sae_lens_afa.evals.result import AFAResult
@@ -26,7 +27,7 @@ _CONTEXT = 12
 
 
 def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts context"] | None:
-    """Return the next `size` prompts of the store's text, fewer at its end; None beyond it."""
+    """Return the next `size` prompts of the store's text; fewer, or None, at its end, after which it begins anew."""
     prompts: list[Tensor] = []
     for _ in range(size):
         try:
@@ -37,8 +38,32 @@ def next_prompts(store: ActivationsStore, size: int) -> Int[Tensor, "prompts con
     return torch.cat(prompts) if prompts else None
 
 
+def batches_once(store: ActivationsStore, n: int, size: int) -> Iterator[Int[Tensor, "prompts context"]]:
+    """Yield the next n prompts of the store's text, `size` at a time; fewer where it ends before."""
+    while n > 0:
+        wanted = min(size, n)
+        batch = next_prompts(store, wanted)
+        if batch is not None:
+            yield batch
+        n = n - wanted if batch is not None and len(batch) == wanted else 0
+
+
+class PromptBatch(NamedTuple):
+    """Prompts that one rank takes.
+
+    Attributes:
+        n_before: Tokens of the text before them.
+        ids: Token ids, [prompts, context].
+        masks: For each SAE, which of the tokens it is judged on, [prompts, context], on the CPU.
+    """
+
+    n_before: int
+    ids: Int[Tensor, "prompts context"]
+    masks: list[Bool[Tensor, "prompts context"]]
+
+
 class PromptReader:
-    """The prompts of a store's text, read once.
+    """The prompts of a store's text, read once: by the first rank, where several share the evaluation.
 
     Args:
         store: The store.
@@ -61,23 +86,40 @@ class PromptReader:
         self._max_prompts = -(-max_remembered // self._width)
         self._n_prompts = 0
 
-    def batches(
-        self, batch_size: int | None, judged: Sequence[JudgedTokens], bar: tqdm[Any]
-    ) -> Iterator[tuple[int, Int[Tensor, "prompts context"]]]:
-        """Yield token ids, with the number of tokens before them, until all of `judged` have read enough."""
+    def batches(self, batch_size: int | None, judged: Sequence[JudgedTokens], bar: tqdm[Any]) -> Iterator[PromptBatch]:
+        """Yield this rank's prompts until all of `judged` have read enough.
+
+        They are read in rounds, of a batch for each rank. All ranks see as many rounds; in the last, one that there
+        are no more prompts for gets an empty batch. The batches are those that one process would read.
+        """
         size = batch_size or self._store.store_batch_size_prompts
-        while not all(each.is_complete for each in judged):
-            batch = next_prompts(self._store, size)
-            if batch is None:
+        first = over_ranks.rank() * size
+        ended = False
+        while missing := max(each.n_missing_prompts for each in judged):
+            wanted = size * min(over_ranks.n_ranks(), -(-missing // size))
+            prompts = None if ended else self._read(wanted)
+            if prompts is None:
                 read = min(each.n_read for each in judged)
-                if read > 0:
+                if read > 0 and first == 0:
                     warn(f"the text ended after {read} of {self._tokens} tokens.")
                 return
             if self._n_prompts < self._max_prompts:
-                self._prompts.append(batch.cpu().numpy().astype(np.int32))
-            yield self._n_prompts * self._width, batch
-            self._n_prompts += len(batch)
+                self._prompts.append(prompts[: self._max_prompts - self._n_prompts].numpy().astype(np.int32))
+            ended = len(prompts) < wanted
+            own = slice(first, first + size)
+            masks = [each.take(prompts)[own] for each in judged]
+            yield PromptBatch((self._n_prompts + first) * self._width, prompts[own].to(self._store.device), masks)
+            self._n_prompts += len(prompts)
             bar.update(min(each.n_read for each in judged) - bar.n)
+
+    def _read(self, n: int) -> Int[Tensor, "prompts context"] | None:
+        """Return the next n prompts, fewer at the text's end, on the CPU of all ranks; None beyond it."""
+
+        def read() -> Tensor | None:
+            prompts = next_prompts(self._store, n)
+            return None if prompts is None else prompts.cpu()
+
+        return over_ranks.from_first(read)
 
     @property
     def prompts(self) -> NDArray[np.int32]:

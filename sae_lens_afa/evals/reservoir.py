@@ -13,8 +13,8 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class Reservoir:
     """The `capacity` rows of a stream with the smallest keys.
 
-    A row's key is a hash of its values, its place in the stream and the seed: keys of different streams are
-    independent, and a union keeps the same rows whichever stream comes first.
+    A row's key is a hash of its values and the seed; one of them numbers the rows of a stream. So it does not matter
+    which parts of a stream come first, or from another process.
 
     Args:
         width: Values in a row.
@@ -31,9 +31,8 @@ class Reservoir:
 
     def add(self, rows: Array) -> None:
         """Offer rows, [width, n]."""
-        n = rows.shape[1]
-        self._append(rows, _keys(rows, np.arange(self.seen, self.seen + n, dtype=np.uint64), self.seed))
-        self.seen += n
+        self._append(rows, _keys(rows, self.seed))
+        self.seen += rows.shape[1]
 
     def merge(self, other: Reservoir) -> None:
         """Offer the rows of another reservoir of the same capacity and seed."""
@@ -61,8 +60,8 @@ class Reservoir:
         self._rows, self._keys, self._held = [rows], [keys], len(keys)
 
 
-def _keys(rows: Array, place: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:
-    key = _mix(place + np.uint64(seed % 2**64) * _GOLDEN)
+def _keys(rows: Array, seed: int) -> NDArray[np.uint64]:
+    key = _mix(np.full(rows.shape[1], seed % 2**64, dtype=np.uint64))
     for values in rows:
         key = _mix(key ^ np.ascontiguousarray(values).view(np.uint64))
     return key

@@ -11,7 +11,7 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 
 from sae_lens_afa.evals.hook_reader import hook_activations
-from sae_lens_afa.evals.prompts import next_prompts
+from sae_lens_afa.evals.prompts import batches_once
 from sae_lens_afa.experiments.measures import Centred
 from sae_lens_afa.experiments.text_source import PROMPTS, TextSource
 from sae_lens_afa.loading.models import check_hook_name
@@ -91,10 +91,8 @@ def _read(
     left_out = torch.tensor(source.left_out(model), dtype=torch.long)
     prompts = [torch.empty(0, source.context_size, dtype=torch.long, device=device)]
     kept: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
-    for _ in range(-(-tokens // (source.context_size * PROMPTS))):
-        batch = next_prompts(store, PROMPTS)
-        if batch is None:
-            break
+    n_batches = -(-tokens // (source.context_size * PROMPTS))
+    for batch in batches_once(store, n_batches * PROMPTS, PROMPTS):
         cache = hook_activations(model, store, batch, hooks)
         wanted = ~torch.isin(batch.cpu(), left_out)
         prompts.append(batch)

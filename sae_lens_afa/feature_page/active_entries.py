@@ -71,7 +71,8 @@ def active_entries(
         n_places: Places that there are.
         context: Tokens of a prompt.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    none = torch.empty(0, dtype=torch.long)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = [(none, none, torch.empty(0))]
     for start, part in portions(rows, space.d_sae):
         acts, at = space.code(part).feature_acts.to_dense(), places[start : start + len(part)]
         token, latent = acts.nonzero(as_tuple=True)

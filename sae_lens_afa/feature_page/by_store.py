@@ -10,6 +10,7 @@ from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.defaults import EVAL_TOKENS
 from sae_lens_afa.evals.hook_reader import HookReader
 from sae_lens_afa.evals.inputs import check_sizes
@@ -49,7 +50,8 @@ def features(
     its decoder row promotes and suppresses, its neighbours, and the latents that come with it; and for some tokens the
     features that they are made of, with the stages of a pursuit.
 
-    The text is read once, in the order of the store; memory does not grow with it beyond its token ids.
+    The text is read once, in the order of the store; memory does not grow with it beyond its token ids. Within
+    `distributed.shared_evaluation` the prompts are shared out among the ranks, and the first of them writes.
 
     Args:
         sae: Any SAELens SAE with a linear decoder, for inference or training; not changed.
@@ -110,7 +112,8 @@ def features(
         write_page(folder / FEATURES_FILENAME, about, content)
         content.table.to_csv(folder / TABLE, index=False)
 
-    write_into(output, write)
+    if over_ranks.rank() == 0:
+        write_into(output, write)
     return FeaturesReport(output, title, content.table, collected.n_tokens)
 
 

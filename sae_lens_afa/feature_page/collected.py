@@ -11,6 +11,7 @@ from sae_lens import ActivationsStore
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.hook_reader import HookReader, hook_activations
 from sae_lens_afa.evals.judged_tokens import JudgedTokens
@@ -53,26 +54,35 @@ class Collected(NamedTuple):
 
 
 class _Collector:
-    """Takes the activations of prompts, and adds them to all that is collected."""
+    """Takes the activations of prompts, and adds them to all that is collected.
+
+    What is drawn is drawn for each batch anew, so that it does not depend on which rank takes which.
+    """
 
     def __init__(self, space: SAESpace, tokens: int, seed: int) -> None:
-        self._space, self._generator = space, torch.Generator().manual_seed(seed)
+        self._space, self._seed = space, seed
         self.tally = Tally(space.d_sae)
         self.strongest = ExampleKeeper(space.d_sae, STRONGEST)
         self.sampled = ExampleKeeper(space.d_sae, SAMPLED)
-        self.companions = Companions(space.d_sae, tokens, self._generator)
+        self.companions = Companions(space.d_sae, tokens)
         self.first_tokens = FirstTokens(space)
 
     def add(self, rows: Tensor, mask: Tensor, n_before: int) -> None:
         """Take the tokens [tokens, d_in] that a mask selects from prompts [prompts, context]."""
-        rows, places = self._space.rows(rows), mask.flatten().nonzero().flatten()
+        places = mask.flatten().nonzero().flatten()
         entries = active_entries(self._space, rows, places, mask.numel(), mask.shape[1])
         candidates = entries.strongest_of_each_prompt()
-        self.tally.add(entries)
+        generator = torch.Generator().manual_seed(hash((self._seed, n_before)))
+        self.tally.add(entries, n_before)
         self.strongest.add(candidates, candidates.value.abs(), entries, n_before)
-        self.sampled.add(entries, torch.rand(len(entries.value), generator=self._generator), entries, n_before)
-        self.companions.add(entries)
+        self.sampled.add(entries, torch.rand(len(entries.value), generator=generator), entries, n_before)
+        self.companions.add(entries, generator)
         self.first_tokens.add(rows, places + n_before)
+
+    def join_ranks(self) -> None:
+        """Take in what the other ranks have collected; all of them call this together."""
+        self.tally, self.companions = over_ranks.merged(self.tally), over_ranks.merged(self.companions)
+        self.strongest, self.sampled = over_ranks.merged(self.strongest), over_ranks.merged(self.sampled)
 
 
 @torch.no_grad()
@@ -99,15 +109,17 @@ def collect(
     # All prompts: with one position of each there are as many as tokens.
     reader = PromptReader(store, tokens, max_remembered=tokens * store.context_size)
     collector = _Collector(space, tokens, seed)
-    with saes_detached(model), tqdm(total=tokens, unit=" tokens", desc="features", disable=not progress) as bar:
+    shows = progress and over_ranks.rank() == 0
+    with saes_detached(model), tqdm(total=tokens, unit=" tokens", desc="features", disable=not shows) as bar:
         hook.check()
         check_context(model, store.context_size)
-        for n_before, batch in reader.batches(batch_size_prompts, [judged], bar):
-            mask = judged.take(batch)
+        for n_before, batch, (mask,) in reader.batches(batch_size_prompts, [judged], bar):
+            rows = torch.empty(0, space.d_in)
             if mask.any():
-                acts = hook_activations(model, store, batch, [hook.name])
-                collector.add(hook.rows(acts, mask), mask, n_before)
+                rows = space.rows(hook.rows(hook_activations(model, store, batch, [hook.name]), mask))
+            collector.add(rows, mask, n_before)
     judged.check_judged()
+    collector.join_ranks()
     collector.sampled.sort_by_value()
     return Collected(
         reader.prompts, judged.n_judged, collector.tally, collector.strongest, collector.sampled,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.feature_page.active_entries import ActiveEntries
 
 # Tokens of the sample, and pairs of active features in all of them, which bounds the work for dense codes.
@@ -27,26 +28,32 @@ class Companions:
     Args:
         d_sae: Number of latents.
         tokens: Tokens of the whole stream.
-        generator: Draws the sample.
     """
 
-    def __init__(self, d_sae: int, tokens: int, generator: torch.Generator) -> None:
-        self._d_sae, self._generator = d_sae, generator
+    def __init__(self, d_sae: int, tokens: int) -> None:
+        self._d_sae = d_sae
         self._share = min(1.0, _TOKENS / tokens)
         self._places: list[NDArray[np.int64]] = []
         self._latents: list[NDArray[np.int64]] = []
         self._n_places = self._pairs = 0
 
-    def add(self, entries: ActiveEntries) -> None:
-        """Take some of the tokens of these prompts into the sample."""
-        taken = torch.rand(entries.n_places, generator=self._generator) < self._share
+    def add(self, entries: ActiveEntries, generator: torch.Generator) -> None:
+        """Take some of the tokens of these prompts, which the generator draws, into the sample."""
+        taken = torch.rand(entries.n_places, generator=generator) < self._share
         l0 = entries.place.bincount(minlength=entries.n_places)
-        taken &= (l0 * taken).square().cumsum(0) <= _PAIRS - self._pairs
+        taken &= (l0 * taken).square().cumsum(0) <= _PAIRS // over_ranks.n_ranks() - self._pairs
         self._pairs += int((l0 * taken).square().sum())
         entries = entries[taken[entries.place]]
         self._places.append(entries.place.numpy() + self._n_places)
         self._latents.append(entries.latent.numpy())
         self._n_places += entries.n_places
+
+    def merge(self, other: Companions) -> None:
+        """Take in the sample of another rank."""
+        self._places += [places + self._n_places for places in other._places]
+        self._latents += other._latents
+        self._n_places += other._n_places
+        self._pairs += other._pairs
 
     def strongest(self, n: int) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
         """Return for each latent the n with the largest share of common tokens; -1 where there are fewer.
@@ -65,7 +72,7 @@ class Companions:
             often = (both.data >= _LEAST_TOGETHER) & (one != other)
             one, other, times = one[often], other[often], both.data[often]
             share = times / np.sqrt(count[one] * count[other])
-            order = np.lexsort((-share, one))
+            order = np.lexsort((other, -share, one))
             one, other, share = one[order], other[order], share[order]
             rank = np.arange(len(one)) - np.searchsorted(one, one)
             first = rank < n

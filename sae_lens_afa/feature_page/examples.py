@@ -14,6 +14,8 @@ BEFORE, AFTER = 16, 8
 class ExampleKeeper:
     """For each latent, the examples with the largest keys: its activations, or random numbers for a fair sample.
 
+    Of examples with equal keys, as a latent's at the first token of every prompt, the first of the text are kept.
+
     Args:
         d_sae: Number of latents.
         per_latent: Examples that are kept of each.
@@ -55,14 +57,32 @@ class ExampleKeeper:
             padded[row, rank] = new.to(kept.dtype)
             return torch.cat([kept[latents], padded], 1)
 
-        self._key[latents], best = beside(self._key, key[order], -torch.inf).topk(per_latent, dim=1)
-        window = beside(self.window, entries.windows(chosen.latent, chosen.place, BEFORE, AFTER), 0)
-        self.place[latents] = beside(self.place, chosen.place + n_before, -1).gather(1, best)
-        self.value[latents] = beside(self.value, chosen.value, 0).gather(1, best)
-        self.window[latents] = window.gather(1, best[..., None].expand(-1, -1, window.shape[2]))
+        both_keys = beside(self._key, key[order], -torch.inf)
+        best = both_keys.argsort(dim=1, descending=True, stable=True)[:, :per_latent]
+        self._key[latents] = _in_order(both_keys, best)
+        self.place[latents] = _in_order(beside(self.place, chosen.place + n_before, -1), best)
+        self.value[latents] = _in_order(beside(self.value, chosen.value, 0), best)
+        windows = entries.windows(chosen.latent, chosen.place, BEFORE, AFTER)
+        self.window[latents] = _in_order(beside(self.window, windows, 0), best)
+
+    def merge(self, other: ExampleKeeper) -> None:
+        """Look at what another rank has kept of the same text."""
+        place, key = torch.cat([self.place, other.place], 1), torch.cat([self._key, other._key], 1)
+        by_place = place.argsort(dim=1, stable=True)
+        by_key = _in_order(key, by_place).argsort(dim=1, descending=True, stable=True)
+        best = _in_order(by_place, by_key)[:, : self.place.shape[1]]
+        value, window = torch.cat([self.value, other.value], 1), torch.cat([self.window, other.window], 1)
+        self.place, self._key, self.value, self.window = (_in_order(x, best) for x in (place, key, value, window))
 
     def sort_by_value(self) -> None:
         """Put the examples of each latent in the order of their activations, the largest in size first."""
         order = self.value.abs().masked_fill(self.place < 0, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        self.place, self.value, self._key = (each.gather(1, order) for each in (self.place, self.value, self._key))
-        self.window = self.window.gather(1, order[..., None].expand_as(self.window))
+        self.place, self.value, self._key, self.window = (
+            _in_order(each, order) for each in (self.place, self.value, self._key, self.window)
+        )
+
+
+def _in_order(of_latents: Tensor, order: Tensor) -> Tensor:
+    """Return entries [latents, n, ...] of each latent in an order, [latents, m]."""
+    trailing = of_latents.shape[2:]
+    return of_latents.gather(1, order.view(*order.shape, *(1,) * len(trailing)).expand(-1, -1, *trailing))

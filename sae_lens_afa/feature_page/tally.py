@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.feature_page.active_entries import ActiveEntries
 
 # Bins of a histogram, four to a factor of two; the last is the first batch's largest activation and a factor of four.
@@ -36,9 +37,16 @@ class Tally:
         self.histogram = torch.zeros(d_sae, BINS, dtype=torch.int32)
         self._first_exponent: int | None = None
 
-    def add(self, entries: ActiveEntries) -> None:
-        """Count the active features of some prompts."""
+    def add(self, entries: ActiveEntries, n_before: int = 0) -> None:
+        """Count the active features of some prompts; ranks that share a text call this together.
+
+        Args:
+            entries: The active features.
+            n_before: Places of the text before these prompts.
+        """
         latent, value = entries.latent, entries.value
+        if self._first_exponent is None:
+            self._set_scale(value.abs(), n_before)
         if len(latent) == 0:
             return
         d_sae = len(self.count)
@@ -49,11 +57,25 @@ class Tally:
         bins = latent * BINS + self._bin_of(value.abs())
         self.histogram.view(-1).index_add_(0, bins, torch.ones_like(bins, dtype=torch.int32))
 
+    def merge(self, other: Tally) -> None:
+        """Count what another rank has counted of the same text."""
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+        self.largest = torch.maximum(self.largest, other.largest)
+        self.histogram += other.histogram
+
+    def _set_scale(self, value: Tensor, n_before: int) -> None:
+        """Take the histogram's scale from the sizes in the text's first batch that has any, on whichever rank."""
+        mine = (n_before, float(value.max())) if len(value) > 0 else None
+        found = [each for each in over_ranks.of_all(mine) if each is not None]
+        if found:
+            top = math.ceil(math.log2(max(min(found)[1], 1e-30))) + _HEADROOM
+            self._first_exponent = top - BINS // PER_OCTAVE
+
     def _bin_of(self, value: Tensor) -> Tensor:
         """Return the bins of sizes."""
-        if self._first_exponent is None:
-            top = math.ceil(math.log2(max(float(value.max()), 1e-30))) + _HEADROOM
-            self._first_exponent = top - BINS // PER_OCTAVE
+        assert self._first_exponent is not None
         exponent = value.clamp(min=1e-38).log2() - self._first_exponent
         return (exponent * PER_OCTAVE).floor().clamp(0, BINS - 1).long()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.sae_space import SAESpace
 from sae_lens_afa.feature_page.portions import portions
 from sae_lens_afa.feature_page.stages import is_pursuit, joining_stages
@@ -54,14 +56,17 @@ class FirstTokens:
 
     def add(self, rows: Tensor, places: Tensor) -> None:
         """Take tokens [tokens, d_in] and their places, until there are enough."""
-        if self._missing > 0:
-            self._rows.append(rows[: self._missing].clone())
+        if self._missing > 0 and len(rows) > 0:
+            self._rows.append(rows[: self._missing].cpu().clone())
             self._places.append(places[: self._missing])
             self._missing -= len(self._rows[-1])
 
     def taken_apart(self) -> TokensApart:
-        """Return the tokens with their features."""
-        rows, places = torch.cat(self._rows), torch.cat(self._places)
+        """Return the tokens with their features; ranks that share a text call this together."""
+        kept = chain.from_iterable(over_ranks.of_all([*zip(self._rows, self._places, strict=True)]))
+        batches = sorted(kept, key=lambda batch: int(batch[1][0]))
+        rows, places = (torch.cat(each)[:TOKENS] for each in zip(*batches, strict=True))
+        rows = rows.to(self._space.sae.W_dec.device)
         parts = [self._part(part) for _, part in portions(rows, self._space.d_sae)]
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         stage = columns.pop("stage", None)

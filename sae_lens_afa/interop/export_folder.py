@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_lens_afa._support import expected_messages_off
 from sae_lens_afa.defaults import EXPORT_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_sizes, inputs_for
-from sae_lens_afa.evals.prompts import next_prompts
+from sae_lens_afa.evals.prompts import batches_once
 from sae_lens_afa.files import check_replaceable, write_folder
 from sae_lens_afa.interop.agreement import JumpReLUReport, jumprelu_report
 from sae_lens_afa.interop.jumprelu import DEFAULT_CE_TOKENS, check_exportable, export_jumprelu
@@ -119,11 +119,5 @@ def _calibrated(
 
 def _activations(store: ActivationsStore, tokens: int) -> Iterator[Tensor]:
     """Read the store's next activations, up to so many tokens or the end of the text."""
-    left = -(-tokens // store.context_size)
-    while left > 0:
-        wanted = min(store.store_batch_size_prompts, left)
-        batch = next_prompts(store, wanted)
-        if batch is None:
-            return
+    for batch in batches_once(store, -(-tokens // store.context_size), store.store_batch_size_prompts):
         yield store.get_activations(batch).flatten(0, 1)
-        left = left - wanted if len(batch) == wanted else 0

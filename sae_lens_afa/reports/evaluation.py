@@ -45,7 +45,7 @@ def evaluate_saes(
     """Judge SAEs and write metrics.json, plot_data.parquet, plots and, on request, tokens.parquet.
 
     What can be known to be wrong is said before anything is downloaded or computed. The folder is written when
-    all is done, each file whole.
+    all is done, each file whole; within `distributed.shared_evaluation`, by the first rank.
 
     Args:
         saes: By name; not changed.

@@ -14,6 +14,7 @@ from sae_lens.saes.standard_sae import StandardSAE, StandardSAEConfig
 from sae_lens_afa import AFAResult, TopAFASAE, TopAFASAEConfig, evaluate_activations, run_afa_evals
 from sae_lens_afa.demo.model import model_folder
 from sae_lens_afa.evals.attached import saes_detached
+from sae_lens_afa.evals.prompts import batches_once
 
 CONTEXT = 32
 
@@ -175,11 +176,32 @@ def test_a_text_is_read_once(model, store, dataset):
     assert whole - CONTEXT < result.n_tokens < whole + 2 * CONTEXT + whole // CONTEXT
 
 
+@pytest.mark.parametrize("n_prompts", range(9, 14))
+def test_a_text_of_no_whole_number_of_batches_is_read_once(model, store, n_prompts):
+    """SAELens' store begins anew at the end of its text."""
+    sae = build()
+    ids = torch.arange(n_prompts * CONTEXT).view(n_prompts, CONTEXT).tolist()
+
+    def read() -> ActivationsStore:
+        return ActivationsStore.from_sae(
+            model, sae, Dataset.from_dict({"tokens": ids}), streaming=False, store_batch_size_prompts=4
+        )
+
+    with pytest.warns(UserWarning, match=f"the text ended after {n_prompts * CONTEXT} of 100000 tokens"):
+        result = quiet(sae, read(), model, tokens=100_000)
+    assert result.n_tokens == n_prompts * CONTEXT
+    assert [len(batch) for batch in batches_once(read(), 100, 4)] == [4] * (n_prompts // 4) + [n_prompts % 4] * (
+        n_prompts % 4 > 0
+    )
+    assert [len(batch) for batch in batches_once(read(), 7, 4)] == [4, 3]
+
+
 def test_contexts_are_kept_of_as_many_tokens_as_norms(model, store):
     sae = build()
     result = quiet(sae, store(sae), model, tokens=256, max_exact_tokens=64)
     assert len(result.tokens) == 64
-    known = result.tokens.prompt < 4  # the first batch of prompts
+    known = result.tokens.prompt < 64 // CONTEXT
+    assert known.any()
     assert (result.tokens.context[known] != "").all()
     assert (result.tokens.context[~known] == "").all()
 

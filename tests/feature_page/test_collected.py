@@ -123,10 +123,10 @@ def test_companions_come_together(dense, store, model):
 
 def test_dense_codes_are_counted_on_fewer_tokens(monkeypatch):
     monkeypatch.setattr("sae_lens_afa.feature_page.companions._PAIRS", 250)
-    companions = Companions(10, 4, torch.Generator())
+    companions = Companions(10, 4)
     everything = ActiveEntries(*torch.cartesian_prod(torch.arange(10), torch.arange(4)).T, torch.ones(40), 4, 4)
-    companions.add(everything)
-    companions.add(everything)
+    companions.add(everything, torch.Generator())
+    companions.add(everything, torch.Generator())
     assert companions._pairs == 200  # two tokens of ten features, 100 pairs each
 
 
