@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE, SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-from sae_lens_afa import AFAMetrics, evaluate_activations, features, run_afa_evals
+from sae_lens_afa import AFAMetrics, evaluate_activations, features, run_afa_evals, torchrun
+from sae_lens_afa.cli import main
 from sae_lens_afa.demo import load_model, load_text
 from sae_lens_afa.distributed import shared_evaluation
 from sae_lens_afa.evals import judge
@@ -27,6 +33,8 @@ CONTEXT, PROMPTS = 16, 3
 BATCH = CONTEXT * PROMPTS
 HOOKS = ("blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out")
 # Of whole rounds of two and three ranks; with a last round in which some ranks have less to do, or nothing.
+_RUN = ("--demo", "--tokens", "700", "--batch-size-prompts", "3")
+VERBS = {"eval": (*_RUN, "--per-token", "--cross-entropy-tokens", "200"), "features": _RUN}
 LENGTHS = {"whole": 12 * BATCH, "one over": 6 * BATCH + 1, "one short": 7 * BATCH - 1, "less than a batch": 5}
 
 
@@ -70,7 +78,7 @@ def evaluations(folder: Path) -> dict[str, Any]:
         named = found if isinstance(judged, dict) else {"": found}
         told = [str(warning.message) for warning in caught if "the text ended" in str(warning.message)]
         # What is left to read is the same for whoever reads on.
-        after = store.get_batch_tokens(1).flatten()[:5].tolist() if told == [] and is_first() else None
+        after = store.get_batch_tokens(1).flatten()[:5].tolist() if told == [] and torchrun.rank() == 0 else None
         return {name: described(result) for name, result in named.items()}, told, after
 
     with shared_evaluation():
@@ -86,13 +94,9 @@ def evaluations(folder: Path) -> dict[str, Any]:
         found["page"] = [report.n_tokens, report.table["density"].tolist()]
     rows = torch.randn(300, 192, generator=torch.Generator().manual_seed(0))
     found["own activations"] = evaluate_activations(first, rows).to_dict()
+    found["gathered"] = gathered() if torchrun.started_this() else None
+    found["commands"] = commands(folder)
     return found
-
-
-def is_first() -> bool:
-    from sae_lens_afa import over_ranks
-
-    return over_ranks.rank() == 0
 
 
 def described(result: Any) -> dict[str, Any]:
@@ -122,26 +126,29 @@ def collected_into(folder: Path, sae: SAE[Any], model: Any) -> None:
     for name, tokens in LENGTHS.items():
         collected = collect(space, store_for(sae, model), model, tokens=tokens, **options)
         arrays = page_content(space, hook, model, collected).arrays
-        np.savez(folder / f"{name}-{rank_name()}.npz", **arrays)
+        np.savez(folder / f"{name}-{os.environ.get('RANK', 'alone')}.npz", **arrays)
 
 
-def rank_name() -> str:
-    import os
-
-    return os.environ.get("RANK", "alone")
-
-
-def gathered(folder: Path) -> dict[str, Any]:
+def gathered() -> dict[str, Any]:
     """Join metrics that each rank has of its own tokens, as a script of torch.distributed does."""
-    import torch.distributed as dist
-
-    dist.init_process_group("gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
     metrics = AFAMetrics(8)
     update(metrics, tokens_of(size)[rank::size])
     joined, own = metrics.all_gather(), metrics.compute().to_dict()
     assert metrics.compute().to_dict() == own, "all_gather changed what it was asked of"
-    return {"metrics": joined.compute().to_dict(), "n": joined.n_tokens}
+    return joined.compute().to_dict()
+
+
+def commands(folder: Path) -> dict[str, str]:
+    """Call `eval` and `features` as torchrun does, or alone; return what they print."""
+    said: dict[str, str] = {}
+    for verb, options in VERBS.items():
+        out = io.StringIO()
+        sys.argv = ["sae-lens-afa", verb, *options, "--sae", "sae", "--output", verb]
+        with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+            main()
+        said[verb] = out.getvalue()
+    return said
 
 
 def tokens_of(size: int) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from evaluations_work import evaluations, gathered
+from evaluations_work import evaluations
 from runs import OURS, SAELENS, runner_config, sae_config
 
 from sae_lens_afa.demo import load_model, load_text
@@ -144,7 +144,7 @@ def cached(folder: Path) -> dict[str, Any]:
     return {"use_cached_activations": True, "cached_activations_path": str(folder / "cache")}
 
 
-JOBS = {job.__name__: job for job in (equal_runs, from_checkpoint, evaluations, gathered)}
+JOBS = {job.__name__: job for job in (equal_runs, from_checkpoint, evaluations)}
 
 
 def main() -> None:

@@ -74,16 +74,15 @@ def test_a_signal_stops_all_ranks_after_the_step(tmp_path):
 
 
 def test_any_number_of_ranks_goes_on_where_others_stopped(tmp_path, model):
-    """The losses after a checkpoint of one process are those of that process, on two and three ranks."""
+    """The losses after a checkpoint of one process are those of that process, on three ranks."""
     batch = 120  # which three can share
     alone = ranks_work.train(
         tmp_path, ranks_work.OnOne, "afa_pursuit", model, n_checkpoints=1, train_batch_size_tokens=batch,
         training_tokens=ranks_work.STEPS * batch,
     )  # fmt: skip
-    for n in (2, 3):
-        found = on_ranks(n, tmp_path, "from_checkpoint")
-        assert all(rank == found[0] for rank in found)
-        losses = found[0]["losses"]
-        assert len(losses) >= 5
-        for ours, theirs in zip(losses, alone["losses"][-len(losses) :], strict=True):
-            assert ours == pytest.approx(theirs, rel=1e-5)
+    found = on_ranks(3, tmp_path, "from_checkpoint")
+    assert all(rank == found[0] for rank in found)
+    losses = found[0]["losses"]
+    assert len(losses) >= 5
+    for ours, theirs in zip(losses, alone["losses"][-len(losses) :], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

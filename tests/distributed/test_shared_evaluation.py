@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from typing import Any
 
 import evaluations_work as work
@@ -12,23 +11,25 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from processes import TORCHRUN, environment, on_ranks
+from processes import on_ranks
 
 from sae_lens_afa import AFAMetrics
-from sae_lens_afa.cli import main
 from sae_lens_afa.evals import judge
 from sae_lens_afa.feature_page import companions, token_view
 
 # Sums in another order; all else is equal bit for bit.
 ROUNDING = 1e-12
+RANKS = 3
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one process finds, and where its arrays are."""
     folder = tmp_path_factory.mktemp("alone")
+    work.small_sae(work.HOOKS[0], 1).save_model(folder / "sae")
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", [])
         for module, name in ((judge, "CALIBRATION_TOKENS"), (companions, "_TOKENS"), (token_view, "TOKENS")):
             patch.setattr(module, name, getattr(module, name))
         found = json.loads(json.dumps(work.evaluations(folder)))
@@ -36,10 +37,12 @@ def alone(tmp_path_factory):
     return found, folder
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def of_ranks(request, tmp_path_factory):
+@pytest.fixture(scope="module")
+def of_ranks(tmp_path_factory):
+    """What each rank finds, and where their arrays are."""
     folder = tmp_path_factory.mktemp("ranks")
-    return on_ranks(request.param, folder, "evaluations"), folder
+    work.small_sae(work.HOOKS[0], 1).save_model(folder / "sae")
+    return on_ranks(RANKS, folder, "evaluations"), folder
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
@@ -110,13 +113,11 @@ def test_a_page_is_written_once(of_ranks, alone):
     assert all(rank["own activations"] == alone[0]["own activations"] for rank in of_ranks[0])
 
 
-def test_metrics_of_own_tokens_are_joined(tmp_path):
-    found = on_ranks(2, tmp_path, "gathered")
+def test_metrics_of_own_tokens_are_joined(of_ranks):
     alone = AFAMetrics(8)
-    work.update(alone, work.tokens_of(2))
-    for rank in found:
-        assert rank["n"] == alone.n_tokens
-        assert_same(rank["metrics"], alone.compute().to_dict())
+    work.update(alone, work.tokens_of(RANKS))
+    for rank in of_ranks[0]:
+        assert_same(rank["gathered"], alone.compute().to_dict())
 
 
 def test_metrics_are_joined_only_where_there_are_ranks():
@@ -124,20 +125,13 @@ def test_metrics_are_joined_only_where_there_are_ranks():
         AFAMetrics(8).all_gather()
 
 
-def test_the_commands_share_the_text(tmp_path, monkeypatch, capsys):
+def test_the_commands_share_the_text(of_ranks, alone):
     """`torchrun ... -m sae_lens_afa.cli eval` and `... features`, beside the commands alone."""
-    work.small_sae(work.HOOKS[0], 1).save_model(tmp_path / "sae")
-    run = ["--sae", str(tmp_path / "sae"), "--demo", "--tokens", "700", "--batch-size-prompts", "3"]
-    verbs = {"eval": [*run, "--per-token", "--cross-entropy-tokens", "200"], "features": run}
-    for verb, args in verbs.items():
-        command = [*TORCHRUN, "2", "-m", "sae_lens_afa.cli", verb, *args, "--output", str(tmp_path / f"{verb}-2")]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert done.stdout.count("written:") == 1
-        monkeypatch.setattr("sys.argv", ["sae-lens-afa", verb, *args, "--output", str(tmp_path / f"{verb}-1")])
-        main()
-        assert done.stdout.replace(f"{verb}-2", f"{verb}-1") == capsys.readouterr().out
-    metrics = [json.loads((tmp_path / f"eval-{n}" / "metrics.json").read_text()) for n in (1, 2)]
-    assert_same(metrics[1], metrics[0])
-    tables = [pd.read_csv(tmp_path / f"features-{n}" / "latents.csv") for n in (1, 2)]
+    said, folders = alone[0]["commands"], (alone[1], of_ranks[1])
+    assert said["eval"].count("written:") == said["features"].count("written:") == 1
+    assert [rank["commands"] for rank in of_ranks[0]] == [said] + [dict.fromkeys(said, "")] * (RANKS - 1)
+    assert_same(*(json.loads((folder / "eval" / "metrics.json").read_text()) for folder in folders))
+    tokens = [pd.read_parquet(folder / "eval" / "tokens.parquet") for folder in folders]
+    pd.testing.assert_frame_equal(*tokens, rtol=ROUNDING)
+    tables = [pd.read_csv(folder / "features" / "latents.csv") for folder in folders]
     pd.testing.assert_frame_equal(*tables, rtol=ROUNDING)
