@@ -1,7 +1,8 @@
 """Tokens per second of one process and of several, by source of activations: `python -m benchmarks.scaling`.
 
-Every process has one thread. The run is a whole one (language model or disk, mixing, training step), without its start;
-rounds of one and of several processes alternate.
+Every process has one thread. A training is a whole run (language model or disk, mixing, training step), without its
+start; an evaluation is `run_afa_evals` from the language model to the result. Rounds of one and of several processes
+alternate.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from benchmarks.measuring import ratio, setting
 from sae_lens_afa.files import write_whole
 
-SOURCES = ("live", "cached")
+# Of a training, where its activations come from.
+WORK = ("live", "cached", "evaluation")
 _CONTEXT, _D_IN, _HOOK = 128, 192, "blocks.2.hook_resid_pre"
 # Steps that are not timed: kernels are compiled and the buffer is filled.
 _BEFORE = 3
@@ -46,18 +48,18 @@ def main() -> None:
         work = {"steps": args.steps, "batch": args.batch, "d_sae": args.d_sae, "folder": folder}
         _started(1, {**work, "cache": True, "architecture": "topk"})
         for architecture in args.architecture:
-            for source in SOURCES:
-                job = {**work, "architecture": architecture, "source": source}
+            for kind in WORK:
+                job = {**work, "architecture": architecture, "work": kind}
                 found = [[_started(n, job) for n in (1, args.ranks)] for _ in range(args.rounds)]
                 one, several = ([pair[i]["seconds"] for pair in found] for i in (0, 1))
                 row: dict[str, Any] = {
-                    "architecture": architecture, "source": source, "speedup": ratio(one, several),
+                    "architecture": architecture, "work": kind, "speedup": ratio(one, several),
                     "tokens per second of one": args.batch * args.steps / min(one),
-                    "bytes per step": found[0][1]["bytes"], "parameter bytes": found[0][1]["parameter bytes"],
+                    **{name: value for name, value in found[0][1].items() if name != "seconds"},
                 }  # fmt: skip
                 rows.append(row)
                 print(
-                    f"{architecture:12} {source:6}  {args.ranks} processes: {row['speedup']['median']:.2f} x the tokens"
+                    f"{architecture:12} {kind:10}  {args.ranks} processes: {row['speedup']['median']:.2f} x the tokens"
                     f" per second of one ({row['tokens per second of one']:,.0f})", flush=True,
                 )  # fmt: skip
     if args.json:
@@ -77,7 +79,7 @@ def _started(n: int, work: dict[str, Any]) -> dict[str, Any]:
 
 
 def _work(work: dict[str, Any]) -> None:
-    """Train as told, and write the seconds of the timed steps."""
+    """Train or judge as told, and write the seconds of what is timed."""
     import torch.distributed as dist
     from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
     from sae_lens.registry import get_sae_training_class
@@ -89,7 +91,7 @@ def _work(work: dict[str, Any]) -> None:
     # A pursuit's dictionary grows in the first part of a run, which in a run this short would be each step.
     settings: dict[str, Any] = {"topk": {"k": 32}, "afa_pursuit": {"growth_steps": 0}}.get(work["architecture"], {})
     cached: dict[str, Any] = {}
-    if work.get("source") == "cached":
+    if work.get("work") == "cached":
         cached = {"use_cached_activations": True, "cached_activations_path": f"{work['folder']}/cache"}
     cfg = LanguageModelSAERunnerConfig(
         sae=get_sae_training_class(work["architecture"])[1](d_in=_D_IN, d_sae=work["d_sae"], **settings),
@@ -104,8 +106,10 @@ def _work(work: dict[str, Any]) -> None:
     if work.get("cache"):
         _write_cache(runner.activations_store, Path(work["folder"], "cache"))
         found: dict[str, Any] = {}
+    elif work["work"] == "evaluation":
+        found = _timed_evaluation(runner, work["batch"] * work["steps"])
     else:
-        found = _timed(runner)
+        found = _timed_training(runner)
     if runner.ranks.is_first:
         Path(work["folder"], "found.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
@@ -121,7 +125,19 @@ def _write_cache(store: Any, folder: Path) -> None:
     Dataset.from_dict({_HOOK: acts}, features=features).save_to_disk(str(folder))
 
 
-def _timed(runner: Any) -> dict[str, Any]:
+def _timed_evaluation(runner: Any, tokens: int) -> dict[str, Any]:
+    """Judge the runner's SAE, and return the seconds that it took, once kernels are compiled."""
+    from sae_lens_afa import run_afa_evals
+    from sae_lens_afa.distributed import shared_evaluation
+
+    with shared_evaluation():
+        for n in (_CONTEXT * 64, tokens):
+            start = time.perf_counter()
+            run_afa_evals(runner.sae, runner.activations_store, runner.model, tokens=n, progress=False)
+    return {"seconds": time.perf_counter() - start}
+
+
+def _timed_training(runner: Any) -> dict[str, Any]:
     """Run, and return the seconds from the end of the last step that is not timed, and what the others were told."""
     import torch.distributed as dist
 
@@ -146,7 +162,7 @@ def _timed(runner: Any) -> dict[str, Any]:
     runner.run()
     n_steps = len(times) - _BEFORE
     return {
-        "seconds": times[-1] - times[_BEFORE - 1], "bytes": {name: n / n_steps for name, n in told.items()},
+        "seconds": times[-1] - times[_BEFORE - 1], "bytes per step": {name: n / n_steps for name, n in told.items()},
         "parameter bytes": sum(p.numel() * p.element_size() for p in runner.sae.parameters()),
     }  # fmt: skip
 

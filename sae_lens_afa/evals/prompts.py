@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -129,17 +130,24 @@ class PromptReader:
     def annotate(self, result: AFAResult, model: HookedRootModule) -> AFAResult:
         """Return the result with the position, the token and the context of each token that is kept."""
         tokenizer: Any = getattr(model, "tokenizer", None)
-        prompts = self.prompts
+        prompts: list[list[int]] = self.prompts.tolist()
 
         def annotated(tokens: pd.DataFrame) -> pd.DataFrame:
             place = tokens["token_index"].to_numpy()
             prompt, position = np.divmod(place, self._width)
             columns: dict[str, Any] = {"prompt": prompt, "position": position}
             if tokenizer is not None:
-                known = [prompts[p] if p < len(prompts) else prompts[0][:0] for p in prompt]
+                known = [prompts[p] if p < len(prompts) else [] for p in prompt]
                 pairs = list(zip(known, position, strict=True))
-                columns["token"] = tokenizer.batch_decode([ids[i : i + 1] for ids, i in pairs])
-                columns["context"] = tokenizer.batch_decode([ids[max(0, i - _CONTEXT) : i + 1] for ids, i in pairs])
+                columns["token"] = _decoded(tokenizer, [ids[i : i + 1] for ids, i in pairs])
+                columns["context"] = _decoded(tokenizer, [ids[max(0, i - _CONTEXT) : i + 1] for ids, i in pairs])
             return tokens.assign(**columns)
 
         return result.map_tokens(annotated)
+
+
+def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:
+    """Return the texts of tokens, of which each rank that shares the evaluation decodes a part."""
+    share = -(-len(ids) // over_ranks.n_ranks())
+    first = over_ranks.rank() * share
+    return list(chain.from_iterable(over_ranks.of_all(tokenizer.batch_decode(ids[first : first + share]))))
