@@ -252,8 +252,10 @@ class FeatureChoiceTrainingSAE(MutualChoiceTrainingSAE):
         assert self._cut is not None
         cut, threshold = self._cut.nan_to_num(posinf=0.0), self.feature_threshold
         if self.turn == 0:
-            # A feature without a match in the first batch starts above all of it.
-            largest = over_ranks.largest(hidden_pre.flatten(0, -2).amax(0).clamp(min=0).float())
+            # A feature without a match in the first batch starts above all of it. A rank may have no token of it that
+            # is finite.
+            rows, none = hidden_pre.flatten(0, -2), torch.zeros_like(threshold)
+            largest = over_ranks.largest(rows.amax(0).clamp(min=0).float() if len(rows) > 0 else none)
             largest = torch.nextafter(largest, torch.full_like(largest, torch.inf))
             self.feature_threshold = torch.where(self._cut.isinf(), largest, self._cut)
         else:

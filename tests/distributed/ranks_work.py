@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import Dataset
 from evaluations_work import evaluations
 from runs import OURS, SAELENS, runner_config, sae_config
+from sae_lens.saes.sae import TrainingSAE, TrainStepInput
 
+from sae_lens_afa import over_ranks, torchrun
 from sae_lens_afa.demo import load_model, load_text
 from sae_lens_afa.distributed import DistributedSAETrainingRunner, reduced_step
 from sae_lens_afa.runner import InterruptibleTrainingRunner, config_from_checkpoint
@@ -77,7 +80,38 @@ def train(folder: Path, runner_class: Any, architecture: str, model: Any, **over
 
 
 def equal_runs(folder: Path) -> dict[str, Any]:
-    return {**all_architectures(folder), "sources": sources(folder), "afterwards": afterwards(folder)}
+    return {
+        **all_architectures(folder), "sources": sources(folder), "afterwards": afterwards(folder),
+        "bad share": bad_share(),
+    }  # fmt: skip
+
+
+def bad_share() -> dict[str, dict[str, list[float]]]:
+    """Return what SAEs keep of a first batch whose first half, the first rank's share, is not finite."""
+    batch = torch.randn(64, 192, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    batch[:32] = torch.nan
+    share = batch
+    if torchrun.started_this():
+        share = batch.chunk(2)[torchrun.rank()]
+    kept: dict[str, dict[str, list[float]]] = {}
+    for name in OURS:
+        torch.manual_seed(1)
+        sae = TrainingSAE.from_dict(sae_config(name, dtype="float64").to_dict()).train()
+        dead = torch.zeros(256, dtype=torch.bool)
+        step = 5 if name == "feature_choice" else 0  # where its second phase begins
+        with over_ranks.shared_batch(dist.group.WORLD if torchrun.started_this() else None):
+            sae.training_forward_pass(
+                TrainStepInput(
+                    share,
+                    dict.fromkeys(sae.get_coefficients(), 1.0),
+                    dead,
+                    n_training_steps=step,
+                    is_logging_step=False,
+                )
+            )
+        kept[name] = {key: value.double().flatten().tolist() for key, value in sae.named_buffers()}
+        kept[name]["W_dec"] = sae.W_dec.sum(1).tolist()
+    return kept
 
 
 def afterwards(folder: Path) -> dict[str, Any]:

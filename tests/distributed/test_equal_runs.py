@@ -72,6 +72,16 @@ def test_an_sae_trains_alone_afterwards_and_ranks_that_part_say_so(of_ranks):
         assert "the ranks' weights are no longer the same after step 0" in found["parted"]
 
 
+@pytest.mark.parametrize("architecture", OURS)
+def test_a_rank_without_a_finite_token_keeps_up_with_the_others(of_ranks, architecture):
+    alone = ranks_work.bad_share()[architecture]
+    for found in of_ranks:
+        kept = found["bad share"][architecture]
+        assert kept.keys() == alone.keys()
+        for name, values in alone.items():
+            np.testing.assert_allclose(kept[name], values, rtol=1e-12, err_msg=name)
+
+
 @pytest.mark.parametrize("name", ["live", "cached"])
 def test_a_store_gives_the_batches_of_one_process(of_ranks, folder, model, name):
     """Also after rank 0 alone has read on in the text, as evaluations do."""
