@@ -178,7 +178,7 @@ def evaluate_activations(
     seed: int = 0,
     progress: bool = False,
 ) -> AFAResult:
-    """Judge an SAE by AFA on activations.
+    """Judge an SAE by AFA on activations, those that this process is given.
 
     Args:
         sae: Any SAELens SAE with a linear decoder, for inference or training; not changed.
@@ -220,11 +220,12 @@ def evaluate_activations(
     )  # fmt: skip
     batches: Iterable[Tensor] = [activations] if isinstance(activations, Tensor) else activations
     rows = chain.from_iterable(judge.space.rows(batch).split(batch_size) for batch in batches)
-    with tqdm(unit=" tokens", disable=not progress) as bar:
+    # Where ranks share an evaluation, too: what one of them is given here, the others know nothing of.
+    with over_ranks.shared_batch(None), tqdm(unit=" tokens", disable=not progress) as bar:
         for batch in rows:
             bar.update(judge.add(batch))
             judge.settle(judge.n_given)
-    return judge.result()
+        return judge.result()
 
 
 def _norms(rows: Tensor) -> Tensor:
