@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
@@ -79,6 +80,7 @@ def main() -> None:
     args = [arg for arg in verb_args if arg != _DEBUG] + args[len(verb_args) :]
     command = typer.main.get_command(app)
     code = 0
+    warnings.showwarning = _show_warning
     try:
         _run(command, args)
         sys.stdout.flush()
@@ -94,6 +96,14 @@ def main() -> None:
         code = _failed(error, _flags(command, args), debug=debug)
     if code:
         sys.exit(code)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """Print a warning as a line of the command, above a progress bar and without the place in the code."""
+    if issubclass(category, UserWarning):
+        from tqdm import tqdm
+
+        tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
 def _run(command: Any, args: list[str]) -> None:

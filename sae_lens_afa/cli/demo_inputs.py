@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, EVAL_TOKENS
 from sae_lens_afa.files import SAE_CFG_FILENAME
 
 _OUTPUT = Path("runs/demo")
@@ -36,6 +37,13 @@ def check_demo(*, model: str | None = None, dataset: str | None = None, activati
         raise ValueError("--activations are read as they are: leave out --demo.")
     if model is not None or dataset is not None:
         raise ValueError("--demo has its own model and text: leave out --model and --dataset.")
+
+
+def tokens_to_read(tokens: int | None, *, demo: bool) -> int:
+    """Return how many tokens are judged: as many as are asked for, or that many of which no text is read twice."""
+    if tokens is not None:
+        return tokens
+    return DEMO_EVAL_TOKENS if demo else EVAL_TOKENS
 
 
 def demo_model_and_text(device: str) -> dict[str, Any]:

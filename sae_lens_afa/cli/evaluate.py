@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_lens_afa import torchrun
-from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
+from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes, tokens_to_read
 from sae_lens_afa.cli.options import (
     BatchSizePrompts,
     ContextSize,
@@ -18,8 +18,9 @@ from sae_lens_afa.cli.options import (
     Hook,
     Model,
     Overwrite,
+    Tokens,
 )
-from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
+from sae_lens_afa.defaults import PROMPTS
 
 
 def evaluate(
@@ -33,7 +34,7 @@ def evaluate(
     dataset: Dataset = None,
     hook: Hook = None,
     context_size: ContextSize = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
+    tokens: Tokens = None,
     batch_size_prompts: BatchSizePrompts = PROMPTS,
     cross_entropy_tokens: Annotated[
         int, typer.Option(help="On so many of the tokens, the model's cross-entropy with the SAE in place too.")
@@ -58,6 +59,7 @@ def evaluate(
     Under torchrun (torchrun --nproc-per-node N -m sae_lens_afa.cli eval ...) all processes share the text.
     """
     torchrun.show_progress_once()
+    n_tokens = tokens_to_read(tokens, demo=demo)
     if demo:
         check_demo(model=model, dataset=dataset)
         if release is None:
@@ -69,7 +71,7 @@ def evaluate(
     from sae_lens_afa.reports import check_evaluation, evaluate_saes
 
     check_evaluation(
-        output, tokens=tokens, batch_size_prompts=batch_size_prompts, context_size=context_size,
+        output, tokens=n_tokens, batch_size_prompts=batch_size_prompts, context_size=context_size,
         cross_entropy_tokens=cross_entropy_tokens, outlier_norm_multiple=outlier_norm_multiple, device=device,
         overwrite=overwrite,
     )  # fmt: skip
@@ -77,7 +79,7 @@ def evaluate(
         saes = load_saes(sae or (), release, sae_id or (), device)
         read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
         report = evaluate_saes(
-            saes, output, **read, hook=hook, context_size=context_size, tokens=tokens,
+            saes, output, **read, hook=hook, context_size=context_size, tokens=n_tokens,
             batch_size_prompts=batch_size_prompts, cross_entropy_tokens=cross_entropy_tokens, positions=positions or (),
             exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
             rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sae_lens_afa import torchrun
-from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
+from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes, tokens_to_read
 from sae_lens_afa.cli.options import (
     BatchSizePrompts,
     ContextSize,
@@ -18,8 +18,9 @@ from sae_lens_afa.cli.options import (
     Hook,
     Model,
     Overwrite,
+    Tokens,
 )
-from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
+from sae_lens_afa.defaults import PROMPTS
 
 
 def features(
@@ -33,7 +34,7 @@ def features(
     dataset: Dataset = None,
     hook: Hook = None,
     context_size: ContextSize = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read.")] = EVAL_TOKENS,
+    tokens: Tokens = None,
     batch_size_prompts: BatchSizePrompts = PROMPTS,
     exclude_special_tokens: ExcludeSpecialTokens = None,
     device: Device = "cpu",
@@ -45,6 +46,7 @@ def features(
     Under torchrun (torchrun --nproc-per-node N -m sae_lens_afa.cli features ...) all processes share the text.
     """
     torchrun.show_progress_once()
+    n_tokens = tokens_to_read(tokens, demo=demo)
     if demo:
         check_demo(model=model, dataset=dataset)
         if release is None:
@@ -65,7 +67,7 @@ def features(
         ((name, loaded),) = load_saes(sae or (), release, sae_id or (), device).items()
         read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
         report = features_by_name(
-            loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,
+            loaded, output, name=name, **read, hook=hook, context_size=context_size, tokens=n_tokens,
             batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
             overwrite=overwrite,
         )  # fmt: skip

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sae_lens_afa.defaults import DEMO_EVAL_TOKENS, EVAL_TOKENS
+
 Device = Annotated[str, typer.Option(help="cpu, cuda, ...")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in an existing output folder.")]
 BatchSizePrompts = Annotated[int, typer.Option(help="Prompts per forward pass.")]
@@ -19,6 +21,12 @@ ExcludeSpecialTokens = Annotated[
     bool | None,
     typer.Option(
         "--exclude-special-tokens/--include-special-tokens", help="Leave them out or not. Default: as in training."
+    ),
+]
+Tokens = Annotated[
+    int | None,
+    typer.Option(
+        help=f"Tokens to read. Default: {EVAL_TOKENS:,}; with --demo {DEMO_EVAL_TOKENS:,}, its held-out text."
     ),
 ]
 ContextSize = Annotated[int | None, typer.Option(help="Tokens of a prompt. Default: the SAE's.")]

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes
-from sae_lens_afa.cli.options import BatchSizePrompts, ContextSize, Dataset, Device, Hook, Model, Overwrite
-from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
+from sae_lens_afa.cli.demo_inputs import check_demo, demo_model_and_text, demo_saes, tokens_to_read
+from sae_lens_afa.cli.options import BatchSizePrompts, ContextSize, Dataset, Device, Hook, Model, Overwrite, Tokens
+from sae_lens_afa.defaults import PROMPTS
 
 
 def saebench(
@@ -21,12 +21,15 @@ def saebench(
     dataset: Dataset = None,
     hook: Hook = None,
     context_size: ContextSize = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to judge; the cross-entropy takes a tenth.")] = EVAL_TOKENS,
+    tokens: Tokens = None,
     batch_size_prompts: BatchSizePrompts = PROMPTS,
     device: Device = "cpu",
     overwrite: Overwrite = False,
 ) -> None:
-    """Run SAEBench's core evaluation (pip install sae-bench) on a local model and text, and write its result file."""
+    """Run SAEBench's core evaluation (pip install sae-bench) on a local model and text, and write its result file.
+
+    Its cross-entropy takes a tenth of the tokens.
+    """
     if demo:
         check_demo(model=model, dataset=dataset)
         sae = sae or demo_saes()[0]
@@ -36,7 +39,7 @@ def saebench(
 
     read: dict[str, Any] = demo_model_and_text(device) if demo else {"model": model, "dataset": dataset}
     path = saebench_core(
-        sae, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens,
+        sae, output, name=name, **read, hook=hook, context_size=context_size, tokens=tokens_to_read(tokens, demo=demo),
         batch_size_prompts=batch_size_prompts, device=device, overwrite=overwrite,
     )  # fmt: skip
     print(f"saved as {path}")

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
-from typing import Any
-
 import typer
 
 from sae_lens_afa import torchrun
@@ -28,14 +24,7 @@ def train(ctx: typer.Context) -> None:
     from sae_lens_afa.distributed import DistributedSAETrainingRunner
     from sae_lens_afa.runner import InterruptibleTrainingRunner
 
-    warnings.showwarning = _show_warning
     runner_class = DistributedSAETrainingRunner if torchrun.started_this() else InterruptibleTrainingRunner
     said = train_with_flags(ctx.args, runner_class)
     if torchrun.rank() == 0:
         print(said)
-
-
-def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """Print a warning as a line of the command, without the place in the code."""
-    if issubclass(category, UserWarning):
-        print(f"warning: {message}", file=sys.stderr)

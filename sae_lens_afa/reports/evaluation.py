@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset
 from sae_lens.saes.sae import SAE
 
+from sae_lens_afa import over_ranks
 from sae_lens_afa.defaults import EVAL_TOKENS, PROMPTS
 from sae_lens_afa.evals.inputs import check_sizes, inputs_for
 from sae_lens_afa.evals.judge import SAEJudge
@@ -45,7 +46,8 @@ def evaluate_saes(
     """Judge SAEs and write metrics.json, plot_data.parquet, plots and, on request, tokens.parquet.
 
     What can be known to be wrong is said before anything is downloaded or computed. The folder is written when
-    all is done, each file whole; within `distributed.shared_evaluation`, by the first rank.
+    all is done, each file whole; within `distributed.shared_evaluation` by the first rank; the reports of
+    the others name no files.
 
     Args:
         saes: By name; not changed.
@@ -123,6 +125,8 @@ def evaluate_saes(
         "outlier_norm_multiple": outlier_norm_multiple,
         "rescale_by_token_std": rescale_by_token_std,
     }
+    if over_ranks.rank() != 0:
+        return EvalReport(output, results, described, settings)
     return write_report(output, results, described, settings, per_token=per_token)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.result import AFAResult, results_table
 from sae_lens_afa.files import write_into
 
@@ -74,8 +73,6 @@ def write_report(
 ) -> EvalReport:
     """Write the metrics, the plots and what they are drawn from: all files or none.
 
-    Of ranks that share the evaluation the first writes, and the others' reports name no files.
-
     Args:
         folder: Where to write; files of an evaluation that is there are replaced.
         results: Results by SAE, with their tokens.
@@ -85,8 +82,6 @@ def write_report(
     """
     import pandas as pd
 
-    if over_ranks.rank() != 0:
-        return EvalReport(folder, results, described, settings)
     tables = {name: result.tokens.assign(sae=name) for name, result in results.items() if result.tokens is not None}
     plotted = [
         table if len(table) <= _PLOT_TOKENS else table.sample(_PLOT_TOKENS, random_state=0) for table in tables.values()
