@@ -26,6 +26,7 @@ SUBSTITUTIONS = [
     ("LanguageModelSAETrainingRunner(cfg)", "LanguageModelSAETrainingRunner(cfg, text, model)"),
     ("--model_name gpt2", f"--model_name {model_folder()}"),
     ('HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cuda")', "sae_lens_afa.demo.load_model()"),
+    ('HookedSAETransformer.from_pretrained_no_processing("gpt2", device=device)', "sae_lens_afa.demo.load_model()"),
     ('ActivationsStore.from_sae(model, sae, "Skylion007/openwebtext"', "ActivationsStore.from_sae(model, sae, text"),
     ("dataset_path=\"Skylion007/openwebtext\"", 'dataset_path="text"'),
     ("--dataset_path Skylion007/openwebtext", "--dataset_path text"),
