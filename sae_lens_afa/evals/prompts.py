@@ -95,6 +95,7 @@ class PromptReader:
         """
         size = batch_size or self._store.store_batch_size_prompts
         first = over_ranks.rank() * size
+        device = next(self._store.model.parameters()).device  # the store's own may be another
         ended = False
         while missing := max(each.n_missing_prompts for each in judged):
             wanted = size * min(over_ranks.n_ranks(), -(-missing // size))
@@ -109,7 +110,7 @@ class PromptReader:
             ended = len(prompts) < wanted
             own = slice(first, first + size)
             masks = [each.take(prompts)[own] for each in judged]
-            yield PromptBatch((self._n_prompts + first) * self._width, prompts[own].to(self._store.device), masks)
+            yield PromptBatch((self._n_prompts + first) * self._width, prompts[own].to(device), masks)
             self._n_prompts += len(prompts)
             bar.update(min(each.n_read for each in judged) - bar.n)
 
@@ -150,4 +151,6 @@ def _decoded(tokenizer: Any, ids: list[list[int]]) -> list[str]:
     """Return the texts of tokens, of which each rank that shares the evaluation decodes a part."""
     share = -(-len(ids) // over_ranks.n_ranks())
     first = over_ranks.rank() * share
-    return list(chain.from_iterable(over_ranks.of_all(tokenizer.batch_decode(ids[first : first + share]))))
+    own = ids[first : first + share]
+    # Of no sequences a tokenizer makes one empty text.
+    return list(chain.from_iterable(over_ranks.of_all(tokenizer.batch_decode(own) if own else [])))

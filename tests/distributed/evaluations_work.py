@@ -35,7 +35,13 @@ HOOKS = ("blocks.2.hook_resid_pre", "blocks.1.hook_mlp_out")
 # Of whole rounds of two and three ranks; with a last round in which some ranks have less to do, or nothing.
 _RUN = ("--demo", "--tokens", "700", "--batch-size-prompts", "3")
 VERBS = {"eval": (*_RUN, "--per-token", "--cross-entropy-tokens", "200"), "features": _RUN}
-LENGTHS = {"whole": 12 * BATCH, "one over": 6 * BATCH + 1, "one short": 7 * BATCH - 1, "less than a batch": 5}
+LENGTHS = {
+    "whole": 12 * BATCH,
+    "one over": 6 * BATCH + 1,
+    "one short": 7 * BATCH - 1,
+    "less than a batch": 5,
+    "a rank without any": 4,
+}
 
 
 def small_sae(hook: str, seed: int, **metadata: Any) -> SAE[Any]:
