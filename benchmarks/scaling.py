@@ -1,4 +1,4 @@
-"""Tokens per second of one process and of several, by source of activations: `python -m benchmarks.scaling`.
+"""Tokens per second of one process and of several, by what they do: `python -m benchmarks.scaling`.
 
 Every process has one thread. A training is a whole run (language model or disk, mixing, training step), without its
 start; an evaluation is `run_afa_evals` from the language model to the result. Rounds of one and of several processes
@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.measuring import ratio, setting
 from sae_lens_afa.files import write_whole
 
-# Of a training, where its activations come from.
+# A training, by where its activations come from, or an evaluation.
 WORK = ("live", "cached", "evaluation")
 _CONTEXT, _D_IN, _HOOK = 128, 192, "blocks.2.hook_resid_pre"
 # Steps that are not timed: kernels are compiled and the buffer is filled.

@@ -40,7 +40,7 @@ def check_demo(*, model: str | None = None, dataset: str | None = None, activati
 
 
 def tokens_to_read(tokens: int | None, *, demo: bool) -> int:
-    """Return how many tokens are judged: as many as are asked for, or that many of which no text is read twice."""
+    """Return how many tokens are judged: those asked for, or the default, of which --demo has a smaller one."""
     if tokens is not None:
         return tokens
     return DEMO_EVAL_TOKENS if demo else EVAL_TOKENS

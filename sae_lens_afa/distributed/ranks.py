@@ -98,9 +98,8 @@ class Ranks:
 
     def agreed(self, mine: _Value) -> _Value:
         """Return rank 0's value."""
-        box = [mine]
-        dist.broadcast_object_list(box, src=0, group=self.control)
-        return box[0]
+        with over_ranks.shared_batch(self.control):
+            return over_ranks.from_first(lambda: mine)
 
     def wait(self) -> None:
         """Wait until all are here."""

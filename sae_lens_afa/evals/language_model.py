@@ -9,9 +9,7 @@ import torch
 from sae_lens import ActivationsStore
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler
-from tqdm.auto import tqdm
 
-from sae_lens_afa import over_ranks
 from sae_lens_afa.defaults import EVAL_TOKENS
 from sae_lens_afa.evals.attached import saes_detached
 from sae_lens_afa.evals.cross_entropy import CrossEntropy
@@ -153,13 +151,11 @@ def run_afa_evals(
             candidate.hook.check()
         check_context(model, activation_store.context_size)
         judged = [candidate.tokens for candidate in candidates.values()]
-        shows = progress and over_ranks.rank() == 0
-        with tqdm(total=tokens, unit=" tokens", desc="AFA", disable=not shows) as bar:
-            for batch in reader.batches(batch_size_prompts, judged, bar):
-                measures_loss = len(batch.ids) > 0 and batch.n_before < cross_entropy_tokens
-                for candidate in candidates.values() if measures_loss else ():
-                    candidate.loss.add(batch.ids)
-                _judge(batch, list(candidates.values()), model, activation_store)
+        for batch in reader.batches(batch_size_prompts, judged, "AFA", progress=progress):
+            measures_loss = len(batch.ids) > 0 and batch.n_before < cross_entropy_tokens
+            for candidate in candidates.values() if measures_loss else ():
+                candidate.loss.add(batch.ids)
+            _judge(batch, list(candidates.values()), model, activation_store)
     results: dict[str, AFAResult] = {}
     for name, candidate in candidates.items():
         try:

@@ -87,41 +87,39 @@ class PromptReader:
         self._max_prompts = -(-max_remembered // self._width)
         self._n_prompts = 0
 
-    def batches(self, batch_size: int | None, judged: Sequence[JudgedTokens], bar: tqdm[Any]) -> Iterator[PromptBatch]:
-        """Yield this rank's prompts until all of `judged` have read enough.
+    def batches(
+        self, batch_size: int | None, judged: Sequence[JudgedTokens], desc: str, *, progress: bool
+    ) -> Iterator[PromptBatch]:
+        """Yield this rank's prompts until all of `judged` have read enough; `desc` is on the first rank's progress bar.
 
         They are read in rounds, of a batch for each rank. All ranks see as many rounds; in the last, one that there
         are no more prompts for gets an empty batch. The batches are those that one process would read.
         """
         size = batch_size or self._store.store_batch_size_prompts
-        first = over_ranks.rank() * size
-        device = next(self._store.model.parameters()).device  # the store's own may be another
-        ended = False
-        while missing := max(each.n_missing_prompts for each in judged):
-            wanted = size * min(over_ranks.n_ranks(), -(-missing // size))
-            prompts = None if ended else self._read(wanted)
-            if prompts is None:
-                read = min(each.n_read for each in judged)
-                if read > 0 and first == 0:
-                    warn(f"the text ended after {read} of {self._tokens} tokens.")
-                return
-            if self._n_prompts < self._max_prompts:
-                self._prompts.append(prompts[: self._max_prompts - self._n_prompts].numpy().astype(np.int32))
-            ended = len(prompts) < wanted
-            own = slice(first, first + size)
-            masks = [each.take(prompts)[own] for each in judged]
-            yield PromptBatch((self._n_prompts + first) * self._width, prompts[own].to(device), masks)
-            self._n_prompts += len(prompts)
-            bar.update(min(each.n_read for each in judged) - bar.n)
+        rank, device = over_ranks.rank(), next(self._store.model.parameters()).device  # the store's may be another
+        own = slice(rank * size, (rank + 1) * size)
+        with tqdm(total=self._tokens, unit=" tokens", desc=desc, disable=not progress or rank != 0) as bar:
+            for prompts in self._rounds(size, max(each.n_missing_prompts for each in judged)):
+                if self._n_prompts < self._max_prompts:
+                    self._prompts.append(prompts[: self._max_prompts - self._n_prompts].numpy().astype(np.int32))
+                masks = [each.take(prompts)[own] for each in judged]
+                yield PromptBatch((self._n_prompts + own.start) * self._width, prompts[own].to(device), masks)
+                self._n_prompts += len(prompts)
+                bar.update(min(each.n_read for each in judged) - bar.n)
+            read = min(each.n_read for each in judged)
+            if 0 < read < self._tokens and rank == 0:
+                warn(f"the text ended after {read} of {self._tokens} tokens.")
 
-    def _read(self, n: int) -> Int[Tensor, "prompts context"] | None:
-        """Return the next n prompts, fewer at the text's end, on the CPU of all ranks; None beyond it."""
+    def _rounds(self, size: int, missing: int) -> Iterator[Int[Tensor, "prompts context"]]:
+        """Yield, on the CPU of all ranks, `size` prompts for each, until there are those that are missing."""
+        whole_batches = -(-missing // size) * size
+        rounds = batches_once(self._store, whole_batches, size * over_ranks.n_ranks())
 
-        def read() -> Tensor | None:
-            prompts = next_prompts(self._store, n)
+        def next_round() -> Tensor | None:
+            prompts = next(rounds, None)
             return None if prompts is None else prompts.cpu()
 
-        return over_ranks.from_first(read)
+        return iter(lambda: over_ranks.from_first(next_round), None)
 
     @property
     def prompts(self) -> NDArray[np.int32]:

@@ -9,7 +9,6 @@ import torch
 from numpy.typing import NDArray
 from sae_lens import ActivationsStore
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens_afa import over_ranks
 from sae_lens_afa.evals.attached import saes_detached
@@ -109,11 +108,10 @@ def collect(
     # All prompts: with one position of each there are as many as tokens.
     reader = PromptReader(store, tokens, max_remembered=tokens * store.context_size)
     collector = _Collector(space, tokens, seed)
-    shows = progress and over_ranks.rank() == 0
-    with saes_detached(model), tqdm(total=tokens, unit=" tokens", desc="features", disable=not shows) as bar:
+    with saes_detached(model):
         hook.check()
         check_context(model, store.context_size)
-        for n_before, batch, (mask,) in reader.batches(batch_size_prompts, [judged], bar):
+        for n_before, batch, (mask,) in reader.batches(batch_size_prompts, [judged], "features", progress=progress):
             rows = torch.empty(0, space.d_in)
             if mask.any():
                 rows = space.rows(hook.rows(hook_activations(model, store, batch, [hook.name]), mask))
