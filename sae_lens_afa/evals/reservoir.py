@@ -24,7 +24,6 @@ class Reservoir:
 
     def __init__(self, width: int, capacity: int, seed: int) -> None:
         self.capacity, self.seed = capacity, seed
-        self.seen = 0
         self._rows: list[Array] = [np.empty((width, 0))]
         self._keys: list[NDArray[np.uint64]] = [np.empty(0, dtype=np.uint64)]
         self._held = 0
@@ -32,13 +31,11 @@ class Reservoir:
     def add(self, rows: Array) -> None:
         """Offer rows, [width, n]."""
         self._append(rows, _keys(rows, self.seed))
-        self.seen += rows.shape[1]
 
     def merge(self, other: Reservoir) -> None:
         """Offer the rows of another reservoir of the same capacity and seed."""
         for rows, keys in zip(other._rows, other._keys, strict=True):
             self._append(rows, keys)
-        self.seen += other.seen
 
     def rows(self) -> Array:
         """Return the rows that are kept, [width, n], in the order of their keys once some were dropped."""
