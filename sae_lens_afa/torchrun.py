@@ -18,6 +18,11 @@ def show_progress_once() -> None:
         os.environ.setdefault("TQDM_DISABLE", "1")
 
 
+def size() -> int:
+    """Return how many processes torchrun has started; 1 for one alone."""
+    return int(os.environ["WORLD_SIZE"]) if started_this() else 1
+
+
 def rank() -> int:
     """Return the number of this process among those that torchrun has started; 0 for one alone."""
     return int(os.environ["RANK"]) if started_this() else 0

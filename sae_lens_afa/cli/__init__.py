@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _NAME = "sae-lens-afa"
 _FAILED, _WRONG_CALL = 1, 2
 _DEBUG = "--debug"
+# Verbs whose work the processes of torchrun share.
+_SHARED = ("train", "eval", "features", "sweep")
 # click's or, in newer versions, typer's own.
 _UsageError = cast(type[Exception], typer.BadParameter.__bases__[0])
 
@@ -67,9 +69,17 @@ app.add_typer(sweep.sweep, name="sweep")
 
 @app.callback()
 def options(
+    context: typer.Context,
     debug: Annotated[bool, typer.Option(_DEBUG, help="Show the traceback of an error; may stand anywhere.")] = False,
 ) -> None:
     """Options of all verbs."""
+    del debug  # `main` has looked for it
+    verb = context.invoked_subcommand
+    if torchrun.size() > 1 and verb not in _SHARED:
+        raise ValueError(
+            f"{verb} is the work of one process, and torchrun started {torchrun.size()}: call {_NAME} {verb} without"
+            f" torchrun, which is for {', '.join(_SHARED)}."
+        )
 
 
 def main() -> None:

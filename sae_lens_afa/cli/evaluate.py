@@ -20,6 +20,7 @@ from sae_lens_afa.cli.options import (
     Overwrite,
     Tokens,
 )
+from sae_lens_afa.cli.written import print_report
 from sae_lens_afa.defaults import PROMPTS
 
 
@@ -84,7 +85,4 @@ def evaluate(
             exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
             rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
         )  # fmt: skip
-    if torchrun.rank() == 0:
-        print(f"\n{report}\n\nwritten:")
-        for file in report.files:
-            print(f"  {file}")
+    print_report(report)

@@ -20,6 +20,7 @@ from sae_lens_afa.cli.options import (
     Overwrite,
     Tokens,
 )
+from sae_lens_afa.cli.written import print_report
 from sae_lens_afa.defaults import PROMPTS
 
 
@@ -71,7 +72,4 @@ def features(
             batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
             overwrite=overwrite,
         )  # fmt: skip
-    if torchrun.rank() == 0:
-        print(f"\n{report}\n\nwritten:")
-        for file in report.files:
-            print(f"  {file}")
+    print_report(report)

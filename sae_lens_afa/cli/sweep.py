@@ -11,6 +11,7 @@ import typer
 
 from sae_lens_afa.cli.errors import INTERRUPTED
 from sae_lens_afa.cli.options import Device
+from sae_lens_afa.cli.written import print_report
 
 if TYPE_CHECKING:
     from sae_lens_afa.experiments import Arm
@@ -117,8 +118,9 @@ def activations(
         str | None, typer.Option(help="Model name or folder in place of the bundled one; needs --dataset and --hook.")
     ] = None,
     model_class_name: Annotated[
-        str, typer.Option(help="HookedTransformer, or AutoModelForCausalLM for a folder of any architecture.")
-    ] = "HookedTransformer",
+        str | None,
+        typer.Option(help="AutoModelForCausalLM for a folder of any architecture. Default: HookedTransformer."),
+    ] = None,
     dataset: Annotated[
         str | None, typer.Option(help="Hub id, folder or file; its first 1,000 documents are judged on.")
     ] = None,
@@ -154,8 +156,5 @@ def _run(chosen: Sweep, output: Path) -> None:
     except KeyboardInterrupt:
         print(f"\nstopped; finished runs are kept in {output}: the same command goes on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-    if result is None:  # another process of torchrun's reports
-        return
-    print(f"\n{result}\n\nwritten:")
-    for file in result.files:
-        print(f"  {file}")
+    if result is not None:  # else another process of torchrun's reports
+        print_report(result)

@@ -117,7 +117,7 @@ def activations_sweep(
     batch_size: int | None = None,
     raw: bool = False,
     model: str | None = None,
-    model_class_name: str = HOOKED,
+    model_class_name: str | None = None,
     dataset: str | None = None,
     hook: str | None = None,
     d_in: int | None = None,
@@ -138,7 +138,8 @@ def activations_sweep(
         raw: Of a file: not standardised, see `ActivationsSweep`.
         model: A model in the place of the bundled one, as for `load_language_model`; special tokens are left out, and
             the mean token is taken off all others before they are standardised.
-        model_class_name: SAELens' `model_class_name`: "AutoModelForCausalLM" reads a folder of any architecture.
+        model_class_name: SAELens' `model_class_name`, "HookedTransformer" if None: "AutoModelForCausalLM" reads a
+            folder of any architecture.
         dataset: The model's text, as for `load_text_dataset`; its first 1,000 documents are judged on.
         hook: The model's hook point.
         d_in: Width of the hook; the model's own width if None.
@@ -158,7 +159,8 @@ def activations_sweep(
     """
     changes: dict[str, Any] = {"d_sae": d_sae, "arms": tuple(arms), "seeds": tuple(seeds), "device": device}
     needed = {"model": model, "dataset": dataset, "hook": hook}
-    given = [name for name, value in {**needed, "d_in": d_in}.items() if value is not None]
+    of_model = {**needed, "model_class_name": model_class_name, "d_in": d_in}
+    given = [name for name, value in of_model.items() if value is not None]
     if activations is None and test is None:
         if raw:
             raise ValueError("raw is for the activations of a file: give activations and test with it.")
@@ -168,7 +170,8 @@ def activations_sweep(
             )
         presets = PRESETS
         if model is not None and dataset is not None and hook is not None:
-            presets = _of_model(TextSource(model, dataset, model_class_name=model_class_name, centred=True), hook, d_in)
+            source = TextSource(model, dataset, model_class_name=model_class_name or HOOKED, centred=True)
+            presets = _of_model(source, hook, d_in)
         return changed(presets, preset, steps, lr, batch_size, **changes)
     if activations is None or test is None:
         raise ValueError("give activations and test, or neither of them for a model.")

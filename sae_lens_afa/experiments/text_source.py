@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 DEMO = "demo"
 # Documents at the start of a data set that are kept for measuring.
 HELD_OUT_DOCUMENTS = 1000
+_OFFLINE = (
+    "The bundled model needs no network: the activations sweep without a model, the paper's with the preset demo."
+)
 PROMPTS = 32
 
 
@@ -83,12 +86,12 @@ class TextSource:
 
 
 def _from_afar(load: Callable[[], Any], what: str = "") -> Any:
-    """Return what `load` returns; add to a failure what failed, if given, and what needs no network."""
+    """Return what `load` returns; add to a failure what failed, if given, and which sweeps need no network."""
     try:
         return load()
     except (OSError, ValueError) as error:
         said = f"{what}: {first_line(error)}" if what else str(error)
-        raise in_own_words(error, f"{said} The preset demo needs no network.") from error
+        raise in_own_words(error, f"{said} {_OFFLINE}") from error
 
 
 def training_batches(

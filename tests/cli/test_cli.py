@@ -104,6 +104,17 @@ def test_a_call_that_cannot_be_parsed_is_one_line(args, says, run):
     assert "--help" in line
 
 
+@pytest.mark.parametrize("verb", sorted({*get_command(app).commands} - {"train", "eval", "features", "sweep"}))
+def test_a_verb_that_ranks_do_not_share_is_refused_under_torchrun(verb, run, monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    failed = run(verb, "--help")
+    assert failed.code == 1
+    assert failed.stderr.startswith(f"rank 1: error: {verb} is the work of one process, and torchrun started 2: call")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert run(verb, "--help").code == 0
+
+
 def test_without_a_verb_the_help_is_shown(run):
     assert "eval" in run().stdout
     sweep = run("sweep")

@@ -189,9 +189,11 @@ def test_what_cannot_be_downloaded_is_named_in_one_line(kind, monkeypatch):
     monkeypatch.setattr("sae_lens_afa.loading.models.load_model", fail)
     monkeypatch.setattr("sae_lens_afa.experiments.text_source.load_dataset", fail)
     source = TextSource("gpt2", "owner/text")
-    with pytest.raises(kind, match=r"^model 'gpt2' cannot be loaded: no network The preset demo needs no network\.$"):
+    with pytest.raises(
+        kind, match=r"^model 'gpt2' cannot be loaded: no network The bundled model needs no network: .*preset demo\.$"
+    ):
         source.load_model("cpu")
-    with pytest.raises(kind, match=r"^dataset 'owner/text' cannot be loaded: no network The preset demo"):
+    with pytest.raises(kind, match=r"^dataset 'owner/text' cannot be loaded: no network The bundled model"):
         source.datasets()
 
 

@@ -201,6 +201,7 @@ def test_the_mean_token_is_taken_off_and_put_back():
     [
         ({"model": "gpt2"}, "dataset and hook missing: a sweep"),
         ({"hook": "blocks.1.hook_resid_pre"}, "model and dataset missing"),
+        ({"model_class_name": "AutoModelForCausalLM"}, "model and dataset and hook missing"),
         ({"activations": "a.safetensors", "test": "b.safetensors", "hook": "x"}, "hook is for the activations of a mo"),
     ],
 )
