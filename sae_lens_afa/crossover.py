@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_afa import sparse
+from sae_lens_afa import _transforms, sparse
 from sae_lens_afa.files import cache_folder, write_whole
 from sae_lens_afa.selection._backends import backend_for
 
@@ -54,6 +54,7 @@ def listed_where_faster(codes: Float[Tensor, "tokens d_sae"], work: Work) -> spa
         or codes.dtype not in (torch.float32, torch.float64)
         or codes.numel() < MIN_SIZE
         or torch.compiler.is_compiling()
+        or _transforms.at_work()
         or backend_for(codes.device) != "numba"
     ):
         return None

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens_afa import over_ranks
+from sae_lens_afa import _transforms, over_ranks
 from sae_lens_afa._memory import empty
 
 __all__ = [
@@ -302,6 +302,8 @@ def _unit_rows(W: Tensor) -> Tensor:
 
 def _row_norm(x: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens"]:
     """Return norms along the last axis, accumulated in at least float32; their gradient at 0 is 0."""
+    if _transforms.at_work():
+        return _RowNorm.forward(x)
     return _RowNorm.apply(x)  # pyright: ignore[reportReturnType]
 
 

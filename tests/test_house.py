@@ -29,7 +29,7 @@ ORDER = (
     "selection sparse",
     "loading functional kernels",
     "_support over_ranks",
-    "_memory",
+    "_memory _transforms",
     "_lazy",
     "defaults",
     "architectures",

@@ -13,6 +13,7 @@ from sae_lens.saes.sae import SAE, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
+from sae_lens_afa import _transforms
 from sae_lens_afa.functional import epsilon_lbo, feature_norm
 from sae_lens_afa.saes._layer_norm import RememberedLayerNorm
 from sae_lens_afa.saes._step import StepCode, is_observed, times_decoder, uncompiled
@@ -105,9 +106,9 @@ class AFATrainingSAE(AFASAE, TrainingSAE[Any]):
         ...
 
     def goes_in_one_step(self) -> bool:
-        """Tell whether a step may encode and decode as one: nobody looks at the parts, and nothing is compiled."""
+        """Tell whether a step may encode and decode as one: nobody looks at the parts, compiles or transforms them."""
         observed = is_observed(self.hook_sae_acts_pre) or is_observed(self.hook_sae_acts_post)
-        return not (torch.compiler.is_compiling() or observed)
+        return not (torch.compiler.is_compiling() or _transforms.at_work() or observed)
 
     def begin_step(self, x: Tensor, step_input: TrainStepInput) -> None:
         """Do what is due before a batch is encoded; `x` is the batch, normalised and without gradient."""

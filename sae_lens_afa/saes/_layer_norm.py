@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
+from sae_lens_afa import _transforms
 from sae_lens_afa.functional import check_last_axis
 
 _EPSILON = 1e-5  # SAELens'
@@ -51,8 +52,9 @@ def _usable(statistics: TokenStatistics, feature_acts: Tensor) -> TokenStatistic
     """Return the statistics as they are to be decoded with: without their graph where the code has none.
 
     The graph of a code that was detached may be freed; what was made in inference mode cannot be saved for backward.
+    A transform of torch.func differentiates what has no graph that could be seen here.
     """
-    if feature_acts.grad_fn is None:
+    if feature_acts.grad_fn is None and not _transforms.at_work():
         statistics = TokenStatistics(*(t.detach() for t in statistics))
     if not torch.is_inference_mode_enabled() and statistics.std.is_inference():
         statistics = TokenStatistics(*(t.clone() for t in statistics))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from sae_lens_afa import over_ranks
+from sae_lens_afa import _transforms, over_ranks
 from sae_lens_afa._memory import in_shape
 from sae_lens_afa.saes._cut import feature_cuts, global_cut, rows_per_block
 
@@ -51,7 +51,7 @@ def mutual_choice(acts: Tensor, n_matches: int) -> tuple[Tensor, Tensor]:
         than `n_matches` entries are positive, or NaN where no token is finite. The gradient is that of a constant
         mask.
     """
-    return torch.ops.sae_lens_afa.mutual_choice(acts, n_matches)
+    return _chosen(torch.ops.sae_lens_afa.mutual_choice, acts, n_matches)
 
 
 def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,14 @@ def feature_choice(acts: Tensor, n_matches: Tensor) -> tuple[Tensor, Tensor]:
         feature, 0 where fewer entries are positive than it may have, inf where it may have none. The gradient is
         that of a constant mask.
     """
-    return torch.ops.sae_lens_afa.feature_choice(acts, n_matches)
+    return _chosen(torch.ops.sae_lens_afa.feature_choice, acts, n_matches)
+
+
+def _chosen(rule: Any, acts: Tensor, n_matches: Any) -> tuple[Tensor, Tensor]:
+    if not _transforms.at_work():
+        return rule(acts, n_matches)
+    chosen, cut = rule(acts.detach(), n_matches)
+    return _transforms.kept(chosen, acts), cut
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformer_lens.hook_points import HookPoint
 
-from sae_lens_afa import sparse
+from sae_lens_afa import _transforms, sparse
 from sae_lens_afa._memory import empty, in_shape
 from sae_lens_afa.crossover import listed_where_faster
 
@@ -59,7 +59,10 @@ def pre_activations(
     x: Float[Tensor, "*tokens d_in"], b_dec: Float[Tensor, " d_in"], W_enc: Float[Tensor, "d_in d_sae"]
 ) -> Float[Tensor, "*tokens d_sae"]:
     """Encode: (x - b_dec) W_enc, in autocast's type under autocast. Differentiable any number of times."""
-    return _Encode.apply(x, b_dec, _in_autocast_dtype(W_enc))  # pyright: ignore[reportReturnType]
+    W_enc = _in_autocast_dtype(W_enc)
+    if _transforms.at_work():
+        return (x - b_dec).to(W_enc.dtype) @ W_enc
+    return _Encode.apply(x, b_dec, W_enc)  # pyright: ignore[reportReturnType]
 
 
 def dense_norm(x_centered: Float[Tensor, "*tokens d_in"]) -> Float[Tensor, "*tokens"]:

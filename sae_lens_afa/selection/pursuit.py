@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens_afa import _transforms
 from sae_lens_afa._memory import in_shape
 from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.selection._batched_pursuit import GATHERED, Support, pursue_portable
@@ -69,7 +70,11 @@ def pursue(
         tensor([[3., 0., 2.]])
     """
     _check(x_centered, W_dec, correlations, typical_norm)
-    return torch.ops.sae_lens_afa.pursue(x_centered, W_dec, correlations, typical_norm, *rule, backend)
+    tensors = x_centered, W_dec, correlations, typical_norm
+    if not _transforms.at_work():
+        return torch.ops.sae_lens_afa.pursue(*tensors, *rule, backend)
+    codes = torch.ops.sae_lens_afa.pursue(*(tensor.detach() for tensor in tensors), *rule, backend)
+    return _fitted_again(x_centered, W_dec, codes)
 
 
 def _check(x_centered: Tensor, W_dec: Tensor, correlations: Tensor, typical_norm: Tensor) -> None:
@@ -195,5 +200,30 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return of_x.view_as(x_centered), of_W, *[None] * 7
 
 
+@torch.library.custom_op("sae_lens_afa::active_features", mutates_args=(), schema="(Tensor codes) -> Tensor")
+def _active_features(codes: Tensor) -> Tensor:
+    """Return the active features of each token [..., most of any], by falling value, and then others to that length."""
+    active = (codes != 0) & codes.isfinite()
+    most = int(active.sum(-1).max()) if codes.numel() > 0 else 0
+    return torch.where(active, codes, 0).topk(max(1, most), dim=-1).indices
+
+
+def _fitted_again(x_centered: Tensor, W_dec: Tensor, codes: Tensor) -> Tensor:
+    """Return the codes as plain operations on x_centered and W_dec: the fit on the features that they have."""
+    accurate = torch.promote_types(codes.dtype, torch.float32)
+    rows, W = x_centered.reshape(-1, x_centered.shape[-1]).to(accurate), W_dec.to(accurate)
+    constant = codes.reshape(-1, codes.shape[-1]).to(accurate)
+    features = torch.ops.sae_lens_afa.active_features(constant)
+    finite = constant.isfinite().all(-1, keepdim=True)
+    used = (constant.gather(1, features) != 0) & finite
+    support = Support(features, used, W[features] * used[..., None])
+    with torch.autocast(codes.device.type, enabled=False):
+        values = support.solve(used, torch.einsum("tad,td->ta", support.rows, torch.where(finite, rows, 0)))
+        fit = support.scatter(values, codes.shape[-1])
+    return torch.where(finite, fit, constant).to(codes.dtype).reshape(codes.shape)
+
+
+_transforms.map_rows(_active_features, 0)
+_transforms.map_rows(_pursue, 0, 2)
 _pursue.register_fake(_like_correlations)
 _pursue.register_autograd(_gradients, setup_context=_keep)

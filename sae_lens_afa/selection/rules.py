@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_lens_afa import _transforms
 from sae_lens_afa._memory import empty, in_shape
 from sae_lens_afa.selection._backends import backend_for
 from sae_lens_afa.selection._bisection import select_by_bisection
@@ -59,6 +60,8 @@ def norm_matching_topk(
         tensor([[3., 0., 4., 0.]])
     """
     _check("target_norm", acts, target_norm, decoder_norm)
+    if _transforms.at_work():
+        return _transforms.choose(torch.ops.sae_lens_afa.norm_matching_topk, acts, target_norm, decoder_norm, backend)
     return torch.ops.sae_lens_afa.norm_matching_topk(acts, target_norm, decoder_norm, backend)
 
 
@@ -88,6 +91,8 @@ def above_threshold(acts: Tensor, threshold: Tensor, decoder_norm: Tensor | None
         tensor([[3., 0., 4., 0.]])
     """
     _check("threshold", acts, threshold, decoder_norm)
+    if _transforms.at_work():
+        return _transforms.choose(torch.ops.sae_lens_afa.above_threshold, acts, threshold, decoder_norm)
     return torch.ops.sae_lens_afa.above_threshold(acts, threshold, decoder_norm)
 
 
@@ -196,3 +201,4 @@ def _masked_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 for _operator in (_norm_matching, _above):
     _operator.register_fake(_like_acts)
     _operator.register_autograd(_masked_gradient, setup_context=_keep_output)
+    _transforms.map_rows(_operator, 0, 1)
