@@ -51,6 +51,15 @@ def test_jacobians_both_ways_are_autograd_s(kind, normalize, whole):
     torch.testing.assert_close(jacfwd(function)(x), expected, **CLOSE)
 
 
+@pytest.mark.parametrize("kind", INFERENCE)
+@NORMALIZED
+@pytest.mark.parametrize("way", [jacrev, jacfwd])
+def test_a_jacobian_for_each_token(kind, normalize, way):
+    sae, x = small(kind, normalize), tokens(3)
+    expected = torch.stack([jacobian(sae.encode, token) for token in x])
+    torch.testing.assert_close(vmap(way(sae.encode))(x), expected, **CLOSE)
+
+
 @EVERY
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_derivative_forwards_is_never_zero_without_a_word(kind, frozen):
