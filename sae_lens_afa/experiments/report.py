@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Row = Mapping[str, Any]
+# A line at d_in is drawn where d_in is at most so many times the largest L0: elsewhere it would take half of the plot.
+_NEAR = 4
 
 
 def write_report(
@@ -129,7 +131,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
 
 
 def _draw(path: Path, plot: Plot, table: pd.DataFrame, rows: Sequence[Row], sweep: Sweep) -> list[Path]:
-    """Draw the plot as an image and as a page, with lines at d_in and at the true L0."""
+    """Draw the plot as an image and as a page, with lines at the true L0, and at d_in where codes come near it."""
     from sae_lens_afa.plots import l0_plot
 
     lines: dict[str, dict[str, float]] = {}
@@ -137,6 +139,8 @@ def _draw(path: Path, plot: Plot, table: pd.DataFrame, rows: Sequence[Row], swee
     for stream in dict.fromkeys(table["layer"]):
         of_stream = [row for row in (*rows, *sweep.published()) if row["stream"] == stream]
         known = {title: _known(of_stream, name) for name, title in (("d_in", "d_in"), ("true_l0", "true L0"))}
+        if (known["d_in"] or 0) > _NEAR * table.loc[table["layer"] == stream, "l0"].max():
+            del known["d_in"]
         lines[stream] = {title: value for title, value in known.items() if value is not None}
         if plot.reference and (level := _known(of_stream, plot.reference)) is not None:
             levels[stream] = level

@@ -18,7 +18,7 @@ from sae_lens_afa.experiments import Arm, Run, ground_truth_sweep, run_sweep
 from sae_lens_afa.experiments.ground_truth import PRESETS, GroundTruthSweep
 from sae_lens_afa.experiments.kept_worlds import fresh_batches, made
 from sae_lens_afa.experiments.measures import inference_sae, mdl_bits, measure
-from sae_lens_afa.experiments.report import report_text
+from sae_lens_afa.experiments.report import report_text, write_report
 from sae_lens_afa.experiments.rows import measured_row
 from sae_lens_afa.experiments.side_by_side import OwnRandom, Trained, build
 from sae_lens_afa.experiments.tables import runs_table
@@ -189,11 +189,14 @@ def test_the_report_says_which_runs_have_them(finished):
     assert list(runs_table(rows).n_nonfinite.fillna(0))[:2] == [3, 0]
 
 
-def test_the_pages_have_the_lines_of_their_pictures(finished):
+def test_the_pages_have_the_lines_of_their_pictures(finished, tmp_path):
     page = (finished.folder / "l0_mcc.html").read_text()
-    for name in ("true L0", "d_in"):
-        assert f'"text":"{name}"' in page
+    assert '"text":"true L0"' in page
     assert '"text":"1 - MCC"' in page
+    for densest, drawn in ((0.3, True), (0.2, False)):  # of d_in
+        rows = [{**row, "l0_mean": densest * row["d_in"]} for row in finished.rows]
+        write_report(tmp_path, ground_truth_sweep("tiny"), rows, [], "")
+        assert ('"text":"d_in"' in (tmp_path / "l0_mcc.html").read_text()) == drawn
 
 
 def test_the_data_depends_on_the_seed_only():
