@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from sae_lens import SAE
+from sae_lens.saes.sae import TrainStepInput
 
-from sae_lens_afa import TopAFASAE, TopAFASAEConfig, hub
+from sae_lens_afa import AFAPursuitTrainingSAE, AFAPursuitTrainingSAEConfig, TopAFASAE, TopAFASAEConfig, hub
 from sae_lens_afa.demo import load_text, model_folder
 from sae_lens_afa.reports import read_report
 
@@ -89,6 +90,32 @@ def test_a_token_is_drawn_as_a_pursuit_takes_it_apart(tmp_path, monkeypatch, cap
     runpy.run_path(str(EXAMPLES / "pursuit_by_stages.py"), run_name="__main__")
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     assert "stages" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_variants_of_the_pursuit_are_what_they_say_and_are_compared(client):
+    made = runpy.run_path(str(EXAMPLES / "pursuit_variants.py"))
+    saes = {}
+    for name, variant in {"as it is": AFAPursuitTrainingSAE, **made["VARIANTS"]}.items():
+        torch.manual_seed(0)
+        sae = saes[name] = variant(AFAPursuitTrainingSAEConfig(d_in=8, d_sae=32, growth_steps=8))
+        sae.train()
+        x = torch.randn(64, 8) + 1
+        for n in range(6):
+            step = TrainStepInput(x, {}, torch.zeros(32, dtype=torch.bool), n, False)
+            sae.training_forward_pass(step)
+            if n == 0:
+                first = sae.rule_at(step).threshold
+        assert first == pytest.approx(sae.pursuit_rule().threshold * {"c from 2": 2, "c from 0.8": 0.8}.get(name, 1))
+        assert sae.rule_at(step).threshold == pytest.approx(sae.pursuit_rule().threshold)
+        along = torch.nn.functional.normalize(x - sae.b_dec, dim=-1) @ sae.W_dec[:2].T
+        assert bool((along.amax(0) > 1 - 1e-5).all()) == (name == "rows from tokens")
+    assert {name: bool(sae.typical_norm > 0) for name, sae in saes.items()} == {n: n != "token's floor" for n in saes}
+    flags = ["--preset", "tiny", "--world", "tiny", "--seed", "0", "--output", "variants"]
+    client.program(EXAMPLES / "pursuit_variants.py", *flags)
+    report = (client.cwd / "variants" / "report.md").read_text()
+    for name in ("afa_pursuit", *made["VARIANTS"]):
+        assert f"| tiny | {name} |" in report
 
 
 def test_concepts_pictures_draws_its_pictures(tmp_path, monkeypatch, capsys):

@@ -181,6 +181,50 @@ def test_two_equal_rows_share_and_one_by_one_only_the_first_is_taken(backend):
     torch.testing.assert_close(alone, torch.tensor([[2.0, 1.5, 0.0]]), rtol=1e-4, atol=1e-4)
 
 
+def crowded_case(seed: int, noise: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, six directions eight times each, but for noise, and others beside them; and each direction once."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def rows(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    base = rows(6, 32)
+    base[1:] += 2 * base[0]
+    crowd = torch.nn.functional.normalize(base.repeat_interleave(8, 0) + noise * rows(48, 32), dim=-1)
+    others = torch.nn.functional.normalize(rows(40, 32), dim=-1)
+    x = rows(12, 6).relu() @ base + 0.05 * rows(12, 32)
+    return x.to(dtype), torch.cat([crowd, others]).to(dtype), torch.cat([crowd[::8], others]).to(dtype)
+
+
+def check_crowd(backend: str, seed: int, noise: float, dtype: torch.dtype, weak: float) -> None:
+    """Fits on nearly dependent rows end, and explain about what one row of each direction would."""
+    rule = PursuitRule(0.31, 0.1, weak, 64)
+    x, W_dec, once = crowded_case(seed, noise, dtype)
+    found = codes_of(x, W_dec, rule, 1.0, backend).double()
+    assert (found >= 0).all()
+    rest = (x - found @ W_dec.double()).square().sum(-1)
+    alone = (x - codes_of(x, once, rule, 1.0, "torch").double() @ once.double()).square().sum(-1)
+    # Which of the rows are active is up to rounding, and with them which others come after: seen up to 1.5 in float64.
+    assert rest.sum() < 2 * alone.sum()
+    assert (rest <= 1.001 * x.double().square().sum(-1)).all()
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("weak", [0.5, 0.9, 1.0])
+def test_rows_that_are_nearly_equal_keep_nothing_going_for_ever(backend, dtype, noise, weak):
+    """Latents of one feature, or merged dictionaries: features came and went for ever, or fits were all rounding."""
+    for seed in range(2):
+        check_crowd(backend, seed, noise, dtype, weak)
+
+
+@GPU
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3])
+def test_nor_do_they_on_a_gpu(noise):
+    check_crowd("triton", 0, noise, torch.float32, 0.9)
+
+
 @BACKENDS
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_tokens_that_are_not_finite_stay_visible_and_leave_the_others_alone(backend, bad):

@@ -19,6 +19,8 @@ from sae_lens_afa.kernels.compiled import compiled, compiled_fused, in_threads
 
 Array = Any  # numpy arrays, whose element types numba tells apart and strict typing need not
 
+# Rounding steps of its dtype, up to which the squared norm of a sum of rows, by that of their weights, is rounding.
+_DEPENDENT = 64
 # Tokens whose later correlations are held at a time: the product is as fast as with more, and the memory is small.
 _BLOCK = 128
 
@@ -79,8 +81,8 @@ def stage(  # pragma: no cover
 ) -> None:
     """Take the tokens named in `tokens` one stage further: `codes` [., d_sae] and `residual` [., d_in], in place.
 
-    Row i of `correlations` is that of the residual of tokens[i]; unfinished[i] says whether a feature joined. The
-    threshold is scale * max(||residual||, floor * max(||x||, typical)), the fit's precision `tolerance` * ||x||.
+    Row i of `correlations` is that of the residual of tokens[i]; unfinished[i] says whether its residual became less.
+    The threshold is scale * max(||residual||, floor * max(||x||, typical)), the fit's precision `tolerance` * ||x||.
     """
     d_sae, d_in = W.shape
     # More than d_in features leave nothing over: what finds no place waits for the next stage, if there is one.
@@ -89,7 +91,7 @@ def stage(  # pragma: no cover
     may_join, lengths = np.empty(d_sae, np.bool_), np.empty(d_sae, x.dtype)
     feature, chosen = np.empty(n_places, np.int64), np.empty(n_places, np.int64)
     values, products = np.empty(n_places, x.dtype), np.empty(n_places, x.dtype)
-    gram, scratch = np.empty((n_places, n_places), x.dtype), np.empty((4, n_places), x.dtype)
+    gram, scratch = np.empty((n_places, n_places), x.dtype), np.empty((5, n_places), x.dtype)
     places = feature, values, products, gram, chosen, scratch
     for row in range(len(tokens)):
         t = tokens[row]
@@ -101,11 +103,10 @@ def stage(  # pragma: no cover
         least = floor * max(norm, typical)
         threshold = scale * max(np.sqrt(dot(residual[t], residual[t])), least)
         n = look(correlations[row], codes[t], inverse_norm, threshold, near, may_join, lengths)
-        unfinished[row] = may_join[:n].any()
-        if unfinished[row]:
+        if may_join[:n].any():
             listed = near[:n], may_join[:n], lengths[:n], place[:n]
             limits = scale, least, threshold, weak, tolerance * norm
-            take_in(listed, places, limits, x[t], W, inverse_norm, codes[t], residual[t])
+            unfinished[row] = take_in(listed, places, limits, x[t], W, inverse_norm, codes[t], residual[t])
 
 
 @compiled
@@ -125,16 +126,18 @@ def look(  # pragma: no cover
 @compiled_fused
 def take_in(  # pragma: no cover
     listed: Any, places: Any, limits: Any, token: Array, W: Array, inverse_norm: Array, code: Array, rest: Array
-) -> None:
+) -> Any:
     """Let those that may join do so, the strongest first: what they leave over says which of the others follow.
 
     A feature that is active, or has been, has a place: its value, its product with the token, and its row of the Gram
-    matrix of those that have one. All of it is for rows of norm 1. `code` and `rest` are changed in place.
+    matrix of those that have one. All of it is for rows of norm 1. `code` and `rest` are changed in place; return
+    whether `rest` became less. Each fit makes it so, but for rounding where rows are nearly equal: what does not is
+    taken back, and the token is left at that, or the same features would come and go for ever.
     """
     near, may_join, lengths, place = listed
     feature, values, products, gram, chosen, scratch = places
     scale, least, threshold, weak, precise = limits
-    n = 0
+    left, gained, n = dot(rest, rest), False, 0
     for i in range(len(near)):
         place[i] = -1
         if not may_join[i] and n < len(feature):
@@ -160,17 +163,33 @@ def take_in(  # pragma: no cover
             if place[i] >= 0 and (joins or values[place[i]] != 0):
                 chosen[k] = place[i]
                 k += 1
-        k = fit_without_negatives(chosen, k, values, gram, products, scratch, precise)
-        rest[:] = token
-        for i in range(k):
-            j = feature[chosen[i]]
-            add_scaled(rest, -values[chosen[i]] * inverse_norm[j], W[j])
+        scratch[4, :n] = values[:n]
+        fit_without_negatives(chosen, k, values, gram, products, scratch, precise)
+        leave_over(token, n, feature, values, W, inverse_norm, rest)
+        after = dot(rest, rest)
+        if not after < left:
+            values[:n] = scratch[4, :n]
+            leave_over(token, n, feature, values, W, inverse_norm, rest)
+            break
+        left, gained = after, True
         threshold = scale * max(np.sqrt(dot(rest, rest)), least)
         for i in range(len(near)):
             if may_join[i]:
                 lengths[i] = dot(W[near[i]], rest) * inverse_norm[near[i]]
     for i in range(n):
         code[feature[i]] = values[i] * inverse_norm[feature[i]]
+    return gained
+
+
+@compiled_fused
+def leave_over(  # pragma: no cover
+    token: Array, n: int, feature: Array, values: Array, W: Array, inverse_norm: Array, rest: Array
+) -> None:
+    """Put what the first n features leave over of a token into `rest`."""
+    rest[:] = token
+    for i in range(n):
+        if values[i] != 0:
+            add_scaled(rest, -values[i] * inverse_norm[feature[i]], W[feature[i]])
 
 
 @compiled_fused
@@ -188,8 +207,8 @@ def take_place(  # pragma: no cover
 @compiled_fused
 def fit_without_negatives(  # pragma: no cover
     chosen: Array, n: int, values: Array, gram: Array, products: Array, scratch: Array, precise: Any
-) -> Any:
-    """Fit the first n of the chosen from their values on, in place; those that leave get 0. Return how many stay.
+) -> None:
+    """Fit the first n of the chosen from their values on, in place; those that leave get 0.
 
     Lawson and Hanson's inner loop: what a fit on all of the chosen would make negative stops the way towards that fit
     where its value is 0, and leaves.
@@ -215,7 +234,6 @@ def fit_without_negatives(  # pragma: no cover
         if kept == n:
             break
         n = kept
-    return n
 
 
 @compiled_fused
@@ -224,9 +242,11 @@ def least_squares(  # pragma: no cover
 ) -> None:
     """Put the least-squares fit of the chosen into scratch[0], from their values on, by conjugate gradients.
 
-    Until the squared norm of the gradient is at most `precise`.
+    Until the squared norm of the gradient is at most `precise`, or rows are so nearly dependent that a way ahead would
+    be one of rounding. What they have in common they share by then.
     """
     n, before, zero = len(chosen), precise, precise - precise
+    least_curvature = values.dtype.type(_DEPENDENT * np.finfo(values.dtype).eps)
     fit, gradient, ahead, move = scratch[0, :n], scratch[1, :n], scratch[2, :n], scratch[3, :n]
     for i in range(n):
         fit[i] = values[chosen[i]]
@@ -247,7 +267,9 @@ def least_squares(  # pragma: no cover
                 total += gram[chosen[i], chosen[k]] * ahead[k]
             move[i] = total
             curvature += total * ahead[i]
-        length = slope / max(curvature, np.finfo(values.dtype).tiny)
+        if not curvature > least_curvature * dot(ahead, ahead):
+            return
+        length = slope / curvature
         for i in range(n):
             fit[i] += length * ahead[i]
             gradient[i] -= length * move[i]

@@ -126,15 +126,18 @@ def _along(gram, vector):  # pragma: no cover
 
 @triton.jit
 def _left_over(gram, products, values, square, scale, least):  # pragma: no cover
-    """Return the products of all listed with what the values leave over, and the threshold."""
+    """Return the products of all listed with what the values leave over, its squared norm, and the threshold."""
     of_fit = _along(gram, values)
     rest = square + tl.sum(values * (of_fit - 2.0 * products), axis=0)
-    return products - of_fit, scale * tl.maximum(tl.sqrt(tl.maximum(rest, 0.0)), least)
+    return products - of_fit, rest, scale * tl.maximum(tl.sqrt(tl.maximum(rest, 0.0)), least)
 
 
 @triton.jit
 def _least_squares(gram, products, free, values, precise, limit):  # pragma: no cover
-    """Fit the free ones, from their values on, until the gradient's squared norm is at most `precise`."""
+    """Fit the free ones, from their values on, until the gradient's squared norm is at most `precise`.
+
+    Or until a way ahead would be one of rounding, where rows are nearly dependent: 8e-6 is 64 rounding steps.
+    """
     fit = tl.where(free, values, 0.0)
     gradient = tl.where(free, products - _along(gram, fit), 0.0)
     ahead = gradient
@@ -142,10 +145,12 @@ def _least_squares(gram, products, free, values, precise, limit):  # pragma: no 
     n_steps = 0
     while (slope > precise) & (n_steps < limit):
         move = tl.where(free, _along(gram, ahead), 0.0)
-        length = slope / tl.maximum(tl.sum(move * ahead, axis=0), 1e-37)
+        curvature = tl.sum(move * ahead, axis=0)
+        sound = curvature > 8e-6 * tl.sum(ahead * ahead, axis=0)
+        length = tl.where(sound, slope / tl.where(sound, curvature, 1.0), 0.0)
         fit += length * ahead
         gradient -= length * move
-        after = tl.sum(gradient * gradient, axis=0)
+        after = tl.where(sound, tl.sum(gradient * gradient, axis=0), 0.0)
         ahead = gradient + after / slope * ahead
         slope = after
         n_steps += 1
@@ -214,17 +219,21 @@ def take_in(  # pragma: no cover
         square += tl.sum(part * part, axis=0)
     least = tl.load(leasts + token)
     precise = tolerance * tolerance * square
-    along, threshold = _left_over(gram, products, values, square, scale, least)
+    along, left, threshold = _left_over(gram, products, values, square, scale, least)
     waits = may_join & (values == 0.0)
     best = tl.max(tl.where(waits, along, 0.0), axis=0)
     limit = 2 * PLACES + 8  # of fits, as of steps in each: rounding must not keep the device for ever
     n_fits = 0
     while (best > threshold) & (n_fits < limit):
         joins = waits & (along > threshold) & (along >= weak * best)
-        values = _fit_without_negatives(gram, products, joins | (values != 0.0), values, precise, limit)
-        along, threshold = _left_over(gram, products, values, square, scale, least)
+        fitted = _fit_without_negatives(gram, products, joins | (values != 0.0), values, precise, limit)
+        along, after, threshold = _left_over(gram, products, fitted, square, scale, least)
+        # Each fit lowers what is left over, but for rounding where rows are nearly equal: then the token is done.
+        lower = after < left
+        values = tl.where(lower, fitted, values)
+        left = tl.where(lower, after, left)
         waits = may_join & (values == 0.0)
-        best = tl.max(tl.where(waits, along, 0.0), axis=0)
+        best = tl.where(lower, tl.max(tl.where(waits, along, 0.0), axis=0), 0.0)
         n_fits += 1
     values = values * inverse
     tl.store(codes + token * d_sae + feature, values, mask=listed)

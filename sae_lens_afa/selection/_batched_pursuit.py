@@ -41,15 +41,18 @@ def pursue_portable(
         tokens, active, joins, least = tokens[going_on], active[going_on], joins[going_on], least[going_on]
         if len(tokens) == 0:
             break
-        near = active | joins
+        near, lowered = active | joins, torch.zeros(len(tokens), dtype=torch.bool, device=x.device)
         step = max(1, GATHERED // (int(near.sum(-1).max()) * x.shape[1]))
         for start in range(0, len(tokens), step):
             part = slice(start, start + step)
             here, support = tokens[part], Support.of(near[part], W)
             may_join = joins[part].gather(1, support.features) & support.used
-            values = support.pursue(x[here], support.gather(codes[here]), may_join, inverse_norm, least[part], rule)
+            before = support.gather(codes[here])
+            values = support.pursue(x[here], before, may_join, inverse_norm, least[part], rule)
             codes[here] = support.scatter(values, codes.shape[1])
             residual[here] = x[here] - support.decode(values)
+            lowered[part] = (values != before).any(-1)
+        tokens = tokens[lowered]
     return codes
 
 
@@ -93,14 +96,24 @@ class Support(NamedTuple):
         least: Float[Tensor, " tokens"],
         rule: PursuitRule,
     ) -> Float[Tensor, "tokens active"]:
-        """Let those that may join do so, the strongest first, until none stands out; return the values."""
+        """Let those that may join do so, the strongest first, until none stands out; return the values.
+
+        Each fit lowers what is left over, but for rounding where rows are nearly equal: what does not is taken
+        back, and the token is left at that, or the same features would come and go for ever.
+        """
         scale = inverse_norm[self.features]
+        before, left = values, torch.full_like(least, torch.inf)
+        stuck = torch.zeros_like(least, dtype=torch.bool)
         while True:
             rest = x - self.decode(values)
+            norm = torch.linalg.vector_norm(rest, dim=-1)
+            stuck |= ~(norm < left)
+            values = torch.where(stuck[:, None], before, values)
+            before, left = values, norm
             lengths = torch.einsum("tad,td->ta", self.rows, rest) * scale
             lengths = torch.where(may_join & (values == 0), lengths, 0)
-            threshold = rule.threshold * torch.maximum(torch.linalg.vector_norm(rest, dim=-1), least)[:, None]
-            joins = (lengths > threshold) & (lengths >= rule.weak * lengths.amax(-1, keepdim=True))
+            threshold = rule.threshold * torch.maximum(norm, least)[:, None]
+            joins = (lengths > threshold) & (lengths >= rule.weak * lengths.amax(-1, keepdim=True)) & ~stuck[:, None]
             going_on = joins.any(-1, keepdim=True)
             if not bool(going_on.any()):
                 return values
