@@ -12,7 +12,8 @@ and then at these alone, until none of them is above T(r) any more:
     3. r becomes what the fit leaves over.
 
 A token is done when a stage has no candidates. Each fit lowers ||r||, so no set of features comes twice, and the
-pursuit ends. The threshold t = c sqrt(2 ln d_sae / d_in) is `sae_lens_afa.functional.universal_threshold`'s, of the
+pursuit ends; where rows are so nearly equal that rounding keeps a fit from it, the fit is taken back, and the token is
+done. The threshold t = c sqrt(2 ln d_sae / d_in) is `sae_lens_afa.functional.universal_threshold`'s, of the
 residual where `afa_threshold` takes the whole token. That the strongest join first is what keeps two latents from
 standing for one feature: what the first explains, the second has no part in. See docs/afa_pursuit.md.
 """
