@@ -127,8 +127,8 @@ class Support(NamedTuple):
         """Solve (rows rows^T) s = right on the free features; 0 for the others."""
         gram = self.rows @ self.rows.mT * (free[:, :, None] & free[:, None, :])
         diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        # A trace of a ridge, by which two equal rows share what is theirs.
-        ridge = 64 * torch.finfo(gram.dtype).eps
+        # A trace of a ridge, by which equal rows share what is theirs: more than a sum of so many is rounded by.
+        ridge = max(64, gram.shape[-1]) * torch.finfo(gram.dtype).eps
         diagonal += torch.where(diagonal > 0, ridge * diagonal, 1)
         factor, _ = torch.linalg.cholesky_ex(gram)
         return torch.cholesky_solve((right * free)[..., None], factor)[..., 0] * free
