@@ -16,7 +16,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from sae_lens import register_sae_class, register_sae_training_class
@@ -96,8 +95,7 @@ def register(name: str, training_class: type[afa.AFAPursuitTrainingSAE]) -> None
         def architecture(cls) -> str:
             return name
 
-    sae_class: Any = type(f"{training_class.__name__}Trained", (afa.AFAPursuitSAE,), {})
-    register_sae_class(name, sae_class, Config)
+    register_sae_class(name, afa.AFAPursuitSAE, Config)
     register_sae_training_class(name, training_class, TrainingConfig)
 
 

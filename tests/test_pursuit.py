@@ -221,6 +221,12 @@ def test_rows_that_are_nearly_equal_keep_nothing_going_for_ever(backend, dtype, 
         check_crowd(backend, seed, noise, dtype, weak)
 
 
+@GPU
+@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3])
+def test_nor_do_they_on_a_gpu(noise):
+    check_crowd("triton", 0, noise, torch.float32, 0.9)
+
+
 def test_the_gradient_of_many_equal_rows_is_no_rounding():
     x, W_dec, _ = crowded_case(0, 0.0, torch.float32, d_in=768, copies=128)
     codes = codes_of(x, W_dec, PursuitRule(0.15, 0.1, 0.9, 64), 1.0)
@@ -230,12 +236,6 @@ def test_the_gradient_of_many_equal_rows_is_no_rounding():
     exact, _ = fit_gradients(x.double(), W_dec.double(), codes.double(), grad.double())
     # Of equal rows only what they share is determined; a factorisation that failed was wrong by a factor of 1e8.
     assert of_x.norm() < 3 * exact.norm()
-
-
-@GPU
-@pytest.mark.parametrize("noise", [0.0, 1e-4, 1e-3])
-def test_nor_do_they_on_a_gpu(noise):
-    check_crowd("triton", 0, noise, torch.float32, 0.9)
 
 
 @BACKENDS

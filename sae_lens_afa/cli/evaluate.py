@@ -85,4 +85,4 @@ def evaluate(
             exclude_special_tokens=exclude_special_tokens, outlier_norm_multiple=outlier_norm_multiple,
             rescale_by_token_std=rescale_by_token_std, device=device, per_token=per_token, overwrite=overwrite,
         )  # fmt: skip
-    print_report(report)
+    print_report(report, report.files)

@@ -72,4 +72,4 @@ def features(
             batch_size_prompts=batch_size_prompts, exclude_special_tokens=exclude_special_tokens, device=device,
             overwrite=overwrite,
         )  # fmt: skip
-    print_report(report)
+    print_report(report, report.files)

@@ -157,4 +157,4 @@ def _run(chosen: Sweep, output: Path) -> None:
         print(f"\nstopped; finished runs are kept in {output}: the same command goes on", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if result is not None:  # else another process of torchrun's reports
-        print_report(result)
+        print_report(result, result.files)

@@ -4,23 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from sae_lens_afa import torchrun
 
 
-class Written(Protocol):
-    """A report on files that were written; `str()` is for the terminal."""
-
-    @property
-    def files(self) -> Sequence[Path]:
-        """Their paths."""
-        ...
-
-
-def print_report(report: Written) -> None:
-    """Print what came out and where it is; of the processes that torchrun started, the first does."""
+def print_report(report: object, files: Sequence[Path]) -> None:
+    """Print what came out and the files that have it; of the processes that torchrun started, the first does."""
     if torchrun.rank() == 0:
         print(f"\n{report}\n\nwritten:")
-        for file in report.files:
+        for file in files:
             print(f"  {file}")

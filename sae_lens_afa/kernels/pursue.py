@@ -172,7 +172,7 @@ def take_in(  # pragma: no cover
             leave_over(token, n, feature, values, W, inverse_norm, rest)
             break
         left, gained = after, True
-        threshold = scale * max(np.sqrt(dot(rest, rest)), least)
+        threshold = scale * max(np.sqrt(after), least)
         for i in range(len(near)):
             if may_join[i]:
                 lengths[i] = dot(W[near[i]], rest) * inverse_norm[near[i]]

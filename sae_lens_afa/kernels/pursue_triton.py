@@ -228,10 +228,10 @@ def take_in(  # pragma: no cover
         joins = waits & (along > threshold) & (along >= weak * best)
         fitted = _fit_without_negatives(gram, products, joins | (values != 0.0), values, precise, limit)
         along, after, threshold = _left_over(gram, products, fitted, square, scale, least)
-        # Each fit lowers what is left over, but for rounding where rows are nearly equal: then the token is done.
+        # Each fit lowers what is left over, but for rounding where rows are nearly equal: then the stage ends.
         lower = after < left
         values = tl.where(lower, fitted, values)
-        left = tl.where(lower, after, left)
+        left = after
         waits = may_join & (values == 0.0)
         best = tl.where(lower, tl.max(tl.where(waits, along, 0.0), axis=0), 0.0)
         n_fits += 1

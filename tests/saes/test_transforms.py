@@ -18,10 +18,10 @@ NORMALIZED = pytest.mark.parametrize("normalize", ["none", "layer_norm"])
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 
-def small(kind: str, normalize: str = "none", **options):
+def small(kind: str, normalize: str = "none"):
     torch.manual_seed(0)
-    if "afa_threshold" in kind or "pursuit" in kind:  # some features are to be active in so few dimensions
-        options.setdefault("threshold_scale", 0.5)
+    # Some features are to be active in so few dimensions.
+    options = {"threshold_scale": 0.5} if "afa_threshold" in kind or "pursuit" in kind else {}
     sae = build(kind, dtype="float64", normalize_activations=normalize, **options).eval()
     if "pursuit" in kind:
         sae.typical_norm.fill_(1.0)
