@@ -56,7 +56,8 @@ class AFASAE(RememberedLayerNorm, SAE[Any]):
             ValueError: its shape does not fit.
         """
         check_activations(sae_in, self.cfg.d_in, heads=self.hook_z_reshaping_mode)
-        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        # In the weights' dtype, which `sae.half()` changes and SAELens' `sae.dtype` does not follow.
+        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.W_dec.dtype)))
         return self.run_time_activation_norm_fn_in(x)
 
     @override

@@ -128,7 +128,7 @@ class _Pursuing(AFASAE, SAE[Any]):
 
     def _encode(self, x: Tensor, rule: PursuitRule) -> tuple[Tensor, Tensor]:
         """Return the codes of a normalised input, and the correlations of its first stage."""
-        x_centered = (x - self.b_dec).to(self.W_dec.dtype)
+        x_centered = x - self.b_dec
         hidden_pre = self.hook_sae_acts_pre(correlations(x_centered, self.W_dec))
         codes = pursue(x_centered, self.W_dec, hidden_pre, rule, self.typical_norm)
         feature_acts = self.hook_sae_acts_post(for_hooks(codes, self.hook_sae_acts_post))

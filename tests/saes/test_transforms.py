@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from small_saes import D_IN, D_SAE, INFERENCE, KINDS, build
+from small_saes import D_IN, D_SAE, INFERENCE, KINDS, build, step
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vmap
 
@@ -169,3 +169,12 @@ def test_weights_cast_by_torch_s_own_methods(kind, dtype):
         assert codes.dtype == dtype
         assert sae.decode(codes).dtype == dtype
         assert sae(inputs).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["top_afa", "afa_threshold", "afa_pursuit"])
+def test_a_training_step_after_such_a_cast(name):
+    x = torch.randn(64, D_IN)
+    assert step(build(name).bfloat16().train(), x.bfloat16()).loss.isfinite()
+    expected, sae = build(name, dtype="float64"), build(name).double()
+    sae.load_state_dict(expected.state_dict())
+    torch.testing.assert_close(sae.encode(x.double() / 3), expected.encode(x.double() / 3), **CLOSE)
